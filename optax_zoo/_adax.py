@@ -1,0 +1,203 @@
+"""Adam with exponential long-term memory: AdaX and AdaXW."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_zoo import _checks, _decay, _moments
+
+
+class AdaxState(NamedTuple):
+    """State of `scale_by_adax`.
+
+    Attributes:
+      count: Updates so far, int32.
+      mu: First moment.
+      nu: Bias-corrected second moment.
+    """
+
+    count: jax.typing.ArrayLike
+    mu: optax.Updates
+    nu: optax.Updates
+
+
+def scale_by_adax(
+    b1: Any = 0.9, b2: Any = 1e-4, eps: Any = 1e-12, *, mu_dtype: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Momentum over the root of a second moment that forgets nothing.
+
+    The paper's second moment grows, :math:`v_t = (1 + \beta_2) v_{t-1} + \beta_2 g_t^2`, and is
+    divided by :math:`c_t = (1 + \beta_2)^t - 1`; :math:`v` overflows float32 near step 887,000.
+    Its quotient is a moving average with a shrinking weight, which never does:
+
+    .. math::
+
+      m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t \\
+      \hat v_t &= (1 - w_t)\, \hat v_{t-1} + w_t g_t^2, \qquad w_t = \beta_2 / c_t \\
+      u_t &= \frac{m_t}{\sqrt{\hat v_t} + \varepsilon / \sqrt{\min(c_t, 1)}}
+
+    There is no bias correction of :math:`m`. The released code adds :math:`\varepsilon` to
+    :math:`\sqrt{v}`, hence :math:`\sqrt{c_t}`; the minimum (from step 6,931 at the defaults)
+    keeps the denominator from vanishing where a weight never sees a gradient.
+
+    Args:
+      b1: Decay of the first moment, in [0, 1).
+      b2: Growth of the second moment, in (0, 1); not Adam's b2.
+      eps: :math:`\varepsilon > 0`.
+      mu_dtype: dtype of the first moment; None: float32 or wider.
+
+    Returns:
+      A gradient transformation, 8 bytes of state per parameter. Updates keep their dtype.
+
+    Raises:
+      ValueError: If a number is out of range.
+      TypeError: If `mu_dtype` is not a floating-point type, or a parameter is not floating-point.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax_zoo as zoo
+      >>> tx = zoo.scale_by_adax()
+      >>> updates, state = tx.update(jnp.array([2.0, -0.5, 0.0]), tx.init(jnp.zeros(3)))
+      >>> [f"{u:.1e}" for u in updates]  # (1 - b1) · sign(g)
+      ['1.0e-01', '-1.0e-01', '0.0e+00']
+
+    References:
+      Li et al., `AdaX: Adaptive Gradient Descent with Exponential Long Term Memory
+      <https://arxiv.org/abs/2004.09740>`_, 2020, Algorithm 1.
+    """
+    _checks.check_decay_rate("b1", b1, 0.9)
+    _checks.check_number(
+        "b2", b2, above=0.0, below=1.0, remedy="the usual value is 1e-4 (it is not Adam's b2)"
+    )
+    _checks.check_number("eps", eps, above=0.0, remedy="pass e.g. 1e-12")
+    _checks.check_dtype("mu_dtype", mu_dtype)
+    log_growth = jnp.log1p(b2) if isinstance(b2, jax.Array) else math.log1p(b2)
+
+    def init(params):
+        _checks.check_params(params, who="scale_by_adax")
+        return AdaxState(
+            count=jnp.zeros((), jnp.int32),
+            mu=_moments.zeros(params, mu_dtype),
+            nu=_moments.real_zeros(params),
+        )
+
+    def update(updates, state, params=None, **extra_args):
+        del params, extra_args
+        count = optax.safe_increment(state.count)
+        c = _moments.power_minus_one(log_growth, count)  # inf in the end: w = 0
+        eps_t = eps / jnp.sqrt(jnp.minimum(c, 1))
+        mu = jax.tree.map(lambda g, m: _moments.ema(g, m, b1), updates, state.mu)
+        nu = jax.tree.map(
+            lambda g, v: v + (b2 / c).astype(v.dtype) * (_moments.abs_sq(g) - v),
+            updates,
+            state.nu,
+        )
+        directions = jax.tree.map(
+            lambda g, m, v: (m / (jnp.sqrt(v) + eps_t)).astype(jnp.result_type(g)),
+            updates,
+            mu,
+            nu,
+        )
+        return directions, AdaxState(
+            count=count,
+            mu=optax.tree.cast_like(mu, state.mu),
+            nu=optax.tree.cast_like(nu, state.nu),
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def adax(
+    learning_rate: optax.ScalarOrSchedule = 1.5e-3,
+    b1: Any = 0.9,
+    b2: Any = 1e-4,
+    eps: Any = 1e-12,
+    *,
+    mu_dtype: Any = None,
+    weight_decay: optax.ScalarOrSchedule = 5e-4,
+    mask: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""AdaX with L2 decay: :math:`g_t + \lambda\theta_{t-1}` enters :func:`scale_by_adax`.
+
+    Args:
+      learning_rate: A number or a schedule.
+      b1: Decay of the first moment.
+      b2: Growth of the second moment.
+      eps: Added to the root of the second moment.
+      mu_dtype: dtype of the first moment; None: float32 or wider.
+      weight_decay: L2 decay, added to the gradient; 0 leaves the link out.
+      mask: Where to decay: a prefix pytree of bools or a callable on the parameters.
+
+    Returns:
+      The chain decay, AdaX, learning rate.
+
+    Raises:
+      ValueError: If an argument is out of range.
+      TypeError: If an argument has the wrong type.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax_zoo as zoo
+      >>> tx = zoo.adax()
+      >>> updates, state = tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))
+      >>> print(updates)
+      [-0.00015 -0.00015]
+
+    References:
+      Li et al., `AdaX: Adaptive Gradient Descent with Exponential Long Term Memory
+      <https://arxiv.org/abs/2004.09740>`_, 2020, Algorithm 1.
+    """
+    _checks.check_schedulable("learning_rate", learning_rate, remedy="pass e.g. 1.5e-3")
+    return optax.chain(
+        *_decay.decay_links(weight_decay, mask, who="adax"),
+        scale_by_adax(b1, b2, eps, mu_dtype=mu_dtype),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def adaxw(
+    learning_rate: optax.ScalarOrSchedule = 5e-3,
+    b1: Any = 0.9,
+    b2: Any = 1e-4,
+    eps: Any = 1e-12,
+    *,
+    mu_dtype: Any = None,
+    weight_decay: optax.ScalarOrSchedule = 5e-2,
+    mask: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""AdaX-W: :func:`scale_by_adax` with decoupled decay, multiplied by the learning rate.
+
+    Args:
+      learning_rate: A number or a schedule.
+      b1: Decay of the first moment.
+      b2: Growth of the second moment.
+      eps: Added to the root of the second moment.
+      mu_dtype: dtype of the first moment; None: float32 or wider.
+      weight_decay: Decoupled decay; 0 leaves the link out.
+      mask: Where to decay: a prefix pytree of bools or a callable on the parameters.
+
+    Returns:
+      The chain AdaX, decay, learning rate.
+
+    Raises:
+      ValueError: If an argument is out of range.
+      TypeError: If an argument has the wrong type.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax_zoo as zoo
+      >>> tx = zoo.adaxw(weight_decay=0.1)
+      >>> updates, state = tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))
+      >>> print(updates)
+      [-0.001 -0.001]
+
+    References:
+      Li et al., `AdaX: Adaptive Gradient Descent with Exponential Long Term Memory
+      <https://arxiv.org/abs/2004.09740>`_, 2020, Algorithm 2.
+    """
+    _checks.check_schedulable("learning_rate", learning_rate, remedy="pass e.g. 5e-3")
+    return optax.chain(
+        scale_by_adax(b1, b2, eps, mu_dtype=mu_dtype),
+        *_decay.decay_links(weight_decay, mask, who="adaxw"),
+        optax.scale_by_learning_rate(learning_rate),
+    )

@@ -1,0 +1,408 @@
+"""Adam with learning rates between closing bounds: AdaBound, AMSBound, AdaBoundW."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+
+from optax_zoo import _checks, _decay, _moments
+
+Bounds = Callable[[Any], tuple[Any, Any]]
+
+
+class DynamicBoundsState(NamedTuple):
+    """State of `scale_by_dynamic_bounds`.
+
+    Attributes:
+      count: Updates so far, int32.
+      mu: First moment.
+      nu: Second moment.
+      nu_max: Largest second moment so far, for AMSBound; None otherwise.
+      clipping: The last update's (scale, eps, lower, upper), float32: coordinate i had the rate
+        clip(scale / (sqrt(nu_i) + eps), lower, upper). Shares at the bounds and effective rates
+        follow from it on demand; counted in every update they would cost 3 to 5 × the update.
+    """
+
+    count: jax.typing.ArrayLike
+    mu: optax.Updates
+    nu: optax.Updates
+    nu_max: Any
+    clipping: jax.Array
+
+
+def scale_by_dynamic_bounds(
+    learning_rate: optax.ScalarOrSchedule,
+    final_lr: Any = 0.1,
+    *,
+    base_lr: Any = None,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    gamma: Any = 1e-3,
+    eps: Any = 1e-8,
+    amsbound: bool = False,
+    bounds: Bounds | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam's direction with each coordinate's learning rate clipped between closing bounds.
+
+    .. math::
+
+      a_t &= \frac{\eta_t \sqrt{1 - \beta_2^t}}{(1 - \beta_1^t)(\sqrt{v_t} + \varepsilon)},
+        \qquad f_t = f \eta_t / \eta_0 \\
+      u_t &= \mathrm{clip}\Big(a_t,\ f_t \big(1 - \tfrac{1}{\gamma t + 1}\big),\
+        f_t \big(1 + \tfrac{1}{\gamma t}\big)\Big)\, m_t, \qquad t = 1, 2, \dots
+
+    with Adam's raw moments :math:`m, v`; AMSBound has the running maximum of :math:`v` in its
+    place. It starts as Adam and ends as SGD with momentum at the rate :math:`f_t`. The learning
+    rate is inside: subtract :math:`u_t` from the parameters.
+
+    Released code, as everybody runs it; the paper itself has no bias correction, no epsilon, and
+    divides by :math:`\sqrt t`.
+
+    Args:
+      learning_rate: :math:`\eta_t`, a number or a schedule (called with the 0-based step, as
+        everywhere in Optax).
+      final_lr: :math:`f`, the rate that both bounds close in on.
+      base_lr: :math:`\eta_0`, the rate that `final_lr` belongs to; None: `learning_rate`. Must be
+        given with a schedule, whose first value may be 0.
+      b1: Decay of the first moment, in [0, 1).
+      b2: Decay of the second moment, in [0, 1).
+      gamma: :math:`\gamma > 0`, how fast the bounds close.
+      eps: :math:`\varepsilon > 0`.
+      amsbound: Keep the running maximum of the second moment; a Python bool.
+      bounds: A callable of the 1-based step that gives (lower, upper) in place of
+        :math:`f (1 \mp \dots)`: (0, inf) is Adam, lower = upper is SGD with momentum. They are
+        scaled by :math:`\eta_t / \eta_0` where `base_lr` is given and absolute otherwise. Belongs
+        into `static_args` of `optax.inject_hyperparams`.
+
+    Returns:
+      A gradient transformation. Moments are float32 or wider, 8 bytes per parameter (AMSBound
+      12); updates keep their dtype.
+
+    Raises:
+      ValueError: If a number is out of range, bounds are inverted at step 1, or `learning_rate`
+        is a schedule without `base_lr`.
+      TypeError: If an argument has the wrong type, or a parameter is not floating-point.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, optax_zoo as zoo
+      >>> tx = zoo.scale_by_dynamic_bounds(1e-3, final_lr=0.1)
+      >>> params = jnp.array([1.0, 1.0])
+      >>> updates, state = tx.update(jnp.array([1.0, 1e-6]), tx.init(params))
+      >>> print([f"{u:.2e}" for u in updates])  # 1e-3 · sign(g), had the second not met its bound
+      ['1.00e-03', '1.00e-05']
+
+    References:
+      Luo et al., `Adaptive Gradient Methods with Dynamic Bound of Learning Rate
+      <https://arxiv.org/abs/1902.09843>`_, ICLR 2019, Algorithms 2 and 3.
+    """
+    _check_arguments(learning_rate, final_lr, base_lr, b1, b2, gamma, eps, bounds)
+    _checks.check_flag("amsbound", amsbound)
+
+    def interval(count, rate):
+        """The bounds of step `count`, a schedule's drop included."""
+        if bounds is None:
+            t = jnp.asarray(count, float)
+            lower = final_lr * (1 - 1 / (gamma * t + 1))
+            upper = final_lr * (1 + 1 / (gamma * t))
+        else:
+            lower, upper = bounds(count)
+        if base_lr is None:
+            return lower, upper
+        relative = rate / base_lr
+        # A schedule may pass 0, and 0 · inf must not become NaN.
+        return lower * relative, jnp.where(relative > 0, upper * relative, 0)
+
+    def init(params):
+        _checks.check_params(params, who="scale_by_dynamic_bounds")
+        # Each array is its own buffer, or the state could not be donated.
+        return DynamicBoundsState(
+            count=jnp.zeros((), jnp.int32),
+            mu=_moments.zeros(params),
+            nu=_moments.real_zeros(params),
+            nu_max=_moments.real_zeros(params) if amsbound else None,
+            clipping=jnp.zeros(4, jnp.float32),
+        )
+
+    def update(updates, state, params=None, **extra_args):
+        del params, extra_args
+        count = optax.safe_increment(state.count)
+        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        lower, upper = interval(count, rate)
+        scale = (
+            rate
+            * jnp.sqrt(_moments.bias_correction(b2, count))
+            / _moments.bias_correction(b1, count)
+        )
+        mu = jax.tree.map(lambda g, m: _moments.ema(g, m, b1), updates, state.mu)
+        nu = jax.tree.map(lambda g, v: _moments.ema(_moments.abs_sq(g), v, b2), updates, state.nu)
+        nu_max = jax.tree.map(jnp.maximum, state.nu_max, nu) if amsbound else None
+        ruling = nu_max if amsbound else nu
+
+        def direction(g, m, v):
+            lo, hi, numerator = (jnp.asarray(x, v.dtype) for x in (lower, upper, scale))
+            return (jnp.clip(numerator / (jnp.sqrt(v) + eps), lo, hi) * m).astype(
+                jnp.result_type(g)
+            )
+
+        new_state = DynamicBoundsState(
+            count=count,
+            mu=optax.tree.cast_like(mu, state.mu),
+            nu=optax.tree.cast_like(nu, state.nu),
+            nu_max=optax.tree.cast_like(nu_max, state.nu_max) if amsbound else None,
+            clipping=jnp.array([scale, eps, lower, upper], jnp.float32),
+        )
+        return jax.tree.map(direction, updates, mu, ruling), new_state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_arguments(learning_rate, final_lr, base_lr, b1, b2, gamma, eps, bounds) -> None:
+    if callable(learning_rate):
+        if base_lr is None and bounds is None:
+            raise ValueError(
+                "base_lr is None while learning_rate is a schedule: the bounds are final_lr times "
+                "the schedule over base_lr, and a schedule may start at 0; pass the peak, e.g. "
+                "base_lr=1e-3"
+            )
+    else:
+        # Without base_lr the rate itself is the reference that the bounds scale with.
+        _checks.check_number(
+            "learning_rate",
+            learning_rate,
+            above=0.0 if base_lr is None else None,
+            at_least=0.0,
+            remedy="pass e.g. 1e-3, or a schedule",
+        )
+    if base_lr is not None:
+        _checks.check_number("base_lr", base_lr, above=0.0, remedy="pass the schedule's peak")
+    _checks.check_number("final_lr", final_lr, above=0.0, remedy="pass e.g. 0.1")
+    _checks.check_decay_rate("b1", b1, 0.9)
+    _checks.check_decay_rate("b2", b2, 0.999)
+    _checks.check_number("gamma", gamma, above=0.0, remedy="pass e.g. 1e-3")
+    _checks.check_number("eps", eps, above=0.0, remedy="pass e.g. 1e-8")
+    if bounds is not None:
+        _check_bounds(bounds)
+
+
+def _check_bounds(bounds: Any) -> None:
+    remedy = "pass a callable of the 1-based step that gives (lower, upper), 0 <= lower <= upper"
+    if not callable(bounds):
+        raise TypeError(f"bounds must be callable, got {bounds!r}; {remedy}")
+    first = bounds(jnp.ones((), jnp.int32))
+    if not isinstance(first, tuple) or len(first) != 2:
+        raise TypeError(f"bounds must give a pair, got {first!r} at step 1; {remedy}")
+    if any(isinstance(bound, Tracer) for bound in first):
+        return
+    lower, upper = (float(np.asarray(bound)) for bound in first)
+    if not 0 <= lower <= upper:
+        raise ValueError(f"bounds are inverted or negative, got {first!r} at step 1; {remedy}")
+
+
+def adabound(
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
+    final_lr: Any = 0.1,
+    *,
+    base_lr: Any = None,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    gamma: Any = 1e-3,
+    eps: Any = 1e-8,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    mask: Any = None,
+    bounds: Bounds | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""AdaBound: starts as Adam, ends as SGD with momentum.
+
+    .. math::
+
+      \theta_t = \theta_{t-1} - u_t, \qquad g_t \leftarrow g_t + \lambda \theta_{t-1}
+
+    with :math:`u_t` from :func:`scale_by_dynamic_bounds`, whose arguments it shares.
+
+    Args:
+      learning_rate: Rate of the Adam-like start; a schedule needs `base_lr`.
+      final_lr: Rate of the SGD-like end.
+      base_lr: The rate that `final_lr` belongs to; None: `learning_rate`.
+      b1: Decay of the first moment.
+      b2: Decay of the second moment.
+      gamma: How fast the bounds close.
+      eps: Added to the root of the second moment.
+      weight_decay: L2 decay :math:`\lambda`, added to the gradient; 0 leaves the link out.
+      mask: Where to decay: a prefix pytree of bools or a callable on the parameters.
+      bounds: A callable of the 1-based step that gives (lower, upper).
+
+    Returns:
+      The chain decay, bounded direction, sign.
+
+    Raises:
+      ValueError: If an argument is out of range, or a schedule comes without `base_lr`.
+      TypeError: If an argument has the wrong type.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, optax_zoo as zoo
+      >>> drops = optax.schedules.piecewise_constant_schedule(1e-3, {150: 0.1})
+      >>> tx = zoo.adabound(drops, base_lr=1e-3, weight_decay=5e-4)
+      >>> params = jnp.ones(3)
+      >>> updates, state = tx.update(jnp.ones(3), tx.init(params), params)
+      >>> print(updates)
+      [-0.001 -0.001 -0.001]
+
+    References:
+      Luo et al., `Adaptive Gradient Methods with Dynamic Bound of Learning Rate
+      <https://arxiv.org/abs/1902.09843>`_, ICLR 2019, Algorithm 2.
+    """
+    return optax.chain(
+        *_decay.decay_links(weight_decay, mask, who="adabound"),
+        scale_by_dynamic_bounds(
+            learning_rate,
+            final_lr,
+            base_lr=base_lr,
+            b1=b1,
+            b2=b2,
+            gamma=gamma,
+            eps=eps,
+            bounds=bounds,
+        ),
+        optax.scale(-1.0),
+    )
+
+
+def amsbound(
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
+    final_lr: Any = 0.1,
+    *,
+    base_lr: Any = None,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    gamma: Any = 1e-3,
+    eps: Any = 1e-8,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    mask: Any = None,
+    bounds: Bounds | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""AMSBound: AdaBound on the running maximum of the second moment.
+
+    The maximum is taken of the raw moment, before any bias correction, as in the released code.
+    Everything else is :func:`adabound`'s.
+
+    Args:
+      learning_rate: Rate of the Adam-like start; a schedule needs `base_lr`.
+      final_lr: Rate of the SGD-like end.
+      base_lr: The rate that `final_lr` belongs to; None: `learning_rate`.
+      b1: Decay of the first moment.
+      b2: Decay of the second moment.
+      gamma: How fast the bounds close.
+      eps: Added to the root of the second moment.
+      weight_decay: L2 decay, added to the gradient; 0 leaves the link out.
+      mask: Where to decay: a prefix pytree of bools or a callable on the parameters.
+      bounds: A callable of the 1-based step that gives (lower, upper).
+
+    Returns:
+      The chain decay, bounded direction, sign.
+
+    Raises:
+      ValueError: If an argument is out of range, or a schedule comes without `base_lr`.
+      TypeError: If an argument has the wrong type.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax_zoo as zoo
+      >>> tx = zoo.amsbound(1e-3, final_lr=0.1)
+      >>> updates, state = tx.update(jnp.ones(3), tx.init(jnp.ones(3)))
+      >>> print(updates)
+      [-0.001 -0.001 -0.001]
+
+    References:
+      Luo et al., `Adaptive Gradient Methods with Dynamic Bound of Learning Rate
+      <https://arxiv.org/abs/1902.09843>`_, ICLR 2019, Algorithm 3.
+    """
+    return optax.chain(
+        *_decay.decay_links(weight_decay, mask, who="amsbound"),
+        scale_by_dynamic_bounds(
+            learning_rate,
+            final_lr,
+            base_lr=base_lr,
+            b1=b1,
+            b2=b2,
+            gamma=gamma,
+            eps=eps,
+            amsbound=True,
+            bounds=bounds,
+        ),
+        optax.scale(-1.0),
+    )
+
+
+def adaboundw(
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
+    final_lr: Any = 0.1,
+    *,
+    base_lr: Any = None,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    gamma: Any = 1e-3,
+    eps: Any = 1e-8,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    mask: Any = None,
+    bounds: Bounds | None = None,
+    amsbound: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""AdaBoundW: AdaBound with decoupled decay that no learning rate multiplies.
+
+    .. math::
+
+      \theta_t = \theta_{t-1} - u_t - \lambda \theta_{t-1}
+
+    with :math:`u_t` from :func:`scale_by_dynamic_bounds`. As released, :math:`\lambda` is used as
+    it is, whatever the learning rate and its schedule: a tenth of AdamW's decay times AdamW's
+    learning rate is the order of magnitude, not AdamW's decay.
+
+    Args:
+      learning_rate: Rate of the Adam-like start; a schedule needs `base_lr`.
+      final_lr: Rate of the SGD-like end.
+      base_lr: The rate that `final_lr` belongs to; None: `learning_rate`.
+      b1: Decay of the first moment.
+      b2: Decay of the second moment.
+      gamma: How fast the bounds close.
+      eps: Added to the root of the second moment.
+      weight_decay: Share of the parameters taken off at each step; 0 leaves the link out.
+      mask: Where to decay: a prefix pytree of bools or a callable on the parameters.
+      bounds: A callable of the 1-based step that gives (lower, upper).
+      amsbound: Keep the running maximum of the second moment; a Python bool.
+
+    Returns:
+      The chain bounded direction, decay, sign.
+
+    Raises:
+      ValueError: If an argument is out of range, or a schedule comes without `base_lr`.
+      TypeError: If an argument has the wrong type.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax_zoo as zoo
+      >>> tx = zoo.adaboundw(1e-3, weight_decay=1e-5)
+      >>> updates, state = tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))
+      >>> print(updates)
+      [-0.00101 -0.00101]
+
+    References:
+      Luo et al., `Adaptive Gradient Methods with Dynamic Bound of Learning Rate
+      <https://arxiv.org/abs/1902.09843>`_, ICLR 2019; the class AdaBoundW of the authors' code.
+    """
+    return optax.chain(
+        scale_by_dynamic_bounds(
+            learning_rate,
+            final_lr,
+            base_lr=base_lr,
+            b1=b1,
+            b2=b2,
+            gamma=gamma,
+            eps=eps,
+            amsbound=amsbound,
+            bounds=bounds,
+        ),
+        *_decay.decay_links(weight_decay, mask, who="adaboundw"),
+        optax.scale(-1.0),
+    )

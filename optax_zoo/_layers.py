@@ -1,0 +1,79 @@
+"""Layers of a parameter tree: readable paths, stacked layers, one norm per layer."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optax_zoo import _checks, _moments
+
+# An int, a prefix pytree of ints, a callable (path, leaf) -> int, or None for 0.
+LayerAxes = Any
+
+
+def path_names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """A key path as strings, the same in `init` and `update` of an `nnx.Optimizer`.
+
+    NNX shows variables in `init`, whose leaf is their attribute `value`, and bare arrays in
+    `update`.
+    """
+    entries = [jax.tree_util.keystr((entry,), simple=True) for entry in path]
+    is_variable = bool(path) and path[-1] == jax.tree_util.GetAttrKey("value")
+    return tuple(entries[:-1] if is_variable else entries)
+
+
+def check_layer_axes(layer_axes: LayerAxes) -> None:
+    """Raises if `layer_axes` is an array: it fixes shapes and cannot be traced."""
+    if layer_axes is None or callable(layer_axes):
+        return
+    for leaf in jax.tree.leaves(layer_axes):
+        _checks.check_integer(
+            "layer_axes", leaf, at_least=0, remedy="pass the number of leading layer axes"
+        )
+
+
+def leading_axes(layer_axes: LayerAxes, tree: Any) -> list[int]:
+    """How many leading axes of each leaf count independent layers, in leaf order.
+
+    Args:
+      layer_axes: An int for all leaves, a prefix pytree of ints, a callable
+        `(path, leaf) -> int`, or None for 0.
+      tree: The parameters.
+
+    Returns:
+      One int per leaf.
+
+    Raises:
+      ValueError: If the prefix does not fit or a leaf has fewer axes.
+    """
+    with_paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    if layer_axes is None:
+        return [0] * len(with_paths)
+    if callable(layer_axes):
+        counts = [layer_axes(path_names(path), leaf) for path, leaf in with_paths]
+        check_layer_axes(counts)
+    else:
+        counts = jax.tree.leaves(
+            _checks.broadcast_prefix("layer_axes", layer_axes, tree, what="ints")
+        )
+    for (path, leaf), count in zip(with_paths, counts, strict=True):
+        if count > jnp.ndim(leaf):
+            raise ValueError(
+                f"layer_axes is {count} for the parameter {'/'.join(path_names(path)) or '()'} of "
+                f"shape {jnp.shape(leaf)}; give it at most {jnp.ndim(leaf)}, by a prefix pytree "
+                "or a callable (path, leaf) -> int"
+            )
+    return counts
+
+
+def squared_norms(x: jax.Array, layer_axes: int) -> jax.Array:
+    """|x|² of each layer slice, shaped to broadcast against `x`."""
+    axes = tuple(range(layer_axes, x.ndim))
+    return jnp.sum(_moments.abs_sq(x), axis=axes, keepdims=True)
+
+
+def norms(x: jax.Array, layer_axes: int) -> jax.Array:
+    """|x| of each layer slice, shaped to broadcast against `x`, with gradient 0 at 0."""
+    squared = squared_norms(x, layer_axes)
+    positive = squared > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), squared)
