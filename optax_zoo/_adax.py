@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_zoo import _checks, _decay, _moments
+from optax_zoo import _checks, _links, _moments
 
 
 class AdaxState(NamedTuple):
@@ -40,13 +40,13 @@ def scale_by_adax(
       u_t &= \frac{m_t}{\sqrt{\hat v_t} + \varepsilon / \sqrt{\min(c_t, 1)}}
 
     There is no bias correction of :math:`m`. The released code adds :math:`\varepsilon` to
-    :math:`\sqrt{v}`, hence :math:`\sqrt{c_t}`; the minimum (from step 6,931 at the defaults)
+    :math:`\sqrt{v}`, hence :math:`\sqrt{c_t}`; the minimum (from step 6,932 at the defaults)
     keeps the denominator from vanishing where a weight never sees a gradient.
 
     Args:
       b1: Decay of the first moment, in [0, 1).
       b2: Growth of the second moment, in (0, 1); not Adam's b2.
-      eps: :math:`\varepsilon > 0`.
+      eps: :math:`\varepsilon`, positive in float32.
       mu_dtype: dtype of the first moment; None: float32 or wider.
 
     Returns:
@@ -71,7 +71,9 @@ def scale_by_adax(
     _checks.check_number(
         "b2", b2, above=0.0, below=1.0, remedy="the usual value is 1e-4 (it is not Adam's b2)"
     )
-    _checks.check_number("eps", eps, above=0.0, remedy="pass e.g. 1e-12")
+    # A weight that never saw a gradient has 0 / eps.
+    tiny = float(jnp.finfo(jnp.float32).tiny)
+    _checks.check_number("eps", eps, at_least=tiny, remedy="pass e.g. 1e-12")
     _checks.check_dtype("mu_dtype", mu_dtype)
     log_growth = jnp.log1p(b2) if isinstance(b2, jax.Array) else math.log1p(b2)
 
@@ -87,19 +89,19 @@ def scale_by_adax(
         del params, extra_args
         count = optax.safe_increment(state.count)
         c = _moments.power_minus_one(log_growth, count)  # inf in the end: w = 0
-        eps_t = eps / jnp.sqrt(jnp.minimum(c, 1))
+        weight, eps_t = b2 / c, eps / jnp.sqrt(jnp.minimum(c, 1))
+
+        def average(g, v):
+            # v + w·(g² − v) keeps a small w exact, as 1 − (1 − w) would not; inf stays inf.
+            moved = v + weight.astype(v.dtype) * (_moments.abs_sq(g) - v)
+            return jnp.where(jnp.isinf(v), v, moved)
+
+        def direction(g, m, v):
+            return (m / (_moments.root(v) + eps_t.astype(v.dtype))).astype(jnp.result_type(g))
+
         mu = jax.tree.map(lambda g, m: _moments.ema(g, m, b1), updates, state.mu)
-        nu = jax.tree.map(
-            lambda g, v: v + (b2 / c).astype(v.dtype) * (_moments.abs_sq(g) - v),
-            updates,
-            state.nu,
-        )
-        directions = jax.tree.map(
-            lambda g, m, v: (m / (jnp.sqrt(v) + eps_t)).astype(jnp.result_type(g)),
-            updates,
-            mu,
-            nu,
-        )
+        nu = jax.tree.map(average, updates, state.nu)
+        directions = jax.tree.map(direction, updates, mu, nu)
         return directions, AdaxState(
             count=count,
             mu=optax.tree.cast_like(mu, state.mu),
@@ -128,7 +130,8 @@ def adax(
       eps: Added to the root of the second moment.
       mu_dtype: dtype of the first moment; None: float32 or wider.
       weight_decay: L2 decay, added to the gradient; 0 leaves the link out.
-      mask: Where to decay: a prefix pytree of bools or a callable on the parameters.
+      mask: Where to decay: a prefix pytree of bools, or a callable on the parameters (in
+        `static_args` of `optax.inject_hyperparams`).
 
     Returns:
       The chain decay, AdaX, learning rate.
@@ -148,11 +151,10 @@ def adax(
       Li et al., `AdaX: Adaptive Gradient Descent with Exponential Long Term Memory
       <https://arxiv.org/abs/2004.09740>`_, 2020, Algorithm 1.
     """
-    _checks.check_schedulable("learning_rate", learning_rate, remedy="pass e.g. 1.5e-3")
     return optax.chain(
-        *_decay.decay_links(weight_decay, mask, who="adax"),
+        *_links.decay_links(weight_decay, mask, who="adax"),
         scale_by_adax(b1, b2, eps, mu_dtype=mu_dtype),
-        optax.scale_by_learning_rate(learning_rate),
+        _links.learning_rate_link(learning_rate, usual="1.5e-3"),
     )
 
 
@@ -175,7 +177,8 @@ def adaxw(
       eps: Added to the root of the second moment.
       mu_dtype: dtype of the first moment; None: float32 or wider.
       weight_decay: Decoupled decay; 0 leaves the link out.
-      mask: Where to decay: a prefix pytree of bools or a callable on the parameters.
+      mask: Where to decay: a prefix pytree of bools, or a callable on the parameters (in
+        `static_args` of `optax.inject_hyperparams`).
 
     Returns:
       The chain AdaX, decay, learning rate.
@@ -195,9 +198,8 @@ def adaxw(
       Li et al., `AdaX: Adaptive Gradient Descent with Exponential Long Term Memory
       <https://arxiv.org/abs/2004.09740>`_, 2020, Algorithm 2.
     """
-    _checks.check_schedulable("learning_rate", learning_rate, remedy="pass e.g. 5e-3")
     return optax.chain(
         scale_by_adax(b1, b2, eps, mu_dtype=mu_dtype),
-        *_decay.decay_links(weight_decay, mask, who="adaxw"),
-        optax.scale_by_learning_rate(learning_rate),
+        *_links.decay_links(weight_decay, mask, who="adaxw"),
+        _links.learning_rate_link(learning_rate, usual="5e-3"),
     )

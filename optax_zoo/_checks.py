@@ -13,6 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+
+_NUMBERS = (int, float, np.integer, np.floating)
 
 
 def check_number(
@@ -25,38 +28,35 @@ def check_number(
     finite: bool = True,
     remedy: str,
 ) -> None:
-    """Raises unless `value` is a real number in range, or an array."""
+    """Raises unless `value` is a real number in range, or a scalar array."""
     if isinstance(value, jax.Array):
+        if value.ndim or not jnp.issubdtype(value.dtype, jnp.number):
+            raise TypeError(f"{name} must be one number, got the array {value!r}; {remedy}")
         return
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         hint = (
             "; a hyper-parameter that follows the step goes through optax.inject_hyperparams"
             if callable(value)
             else ""
         )
         raise TypeError(f"{name} must be a number, got {value!r}; {remedy}{hint}")
-    value = float(value)
-    wrong = (
-        math.isnan(value)
-        or (finite and math.isinf(value))
-        or (above is not None and not value > above)
-        or (at_least is not None and not value >= at_least)
-        or (below is not None and not value < below)
-    )
-    if wrong:
-        limits = [
-            text
-            for text, given in (
-                ("finite", finite),
-                (f"> {above}", above is not None),
-                (f">= {at_least}", at_least is not None),
-                (f"< {below}", below is not None),
-            )
-            if given
-        ]
-        raise ValueError(f"{name} must be {' and '.join(limits)}, got {value!r}; {remedy}")
+    limits = {
+        "finite": finite and math.isinf(value),
+        f"> {above}": above is not None and value <= above,
+        f">= {at_least}": at_least is not None and value < at_least,
+        f"< {below}": below is not None and value >= below,
+        "a number": math.isnan(value),
+    }
+    broken = [limit for limit, exceeded in limits.items() if exceeded]
+    if broken:
+        raise ValueError(f"{name} must be {' and '.join(broken)}, got {value!r}; {remedy}")
+
+
+def is_zero(value: Any) -> bool:
+    """Whether `value` is the number 0, not an array or a schedule that may be."""
+    return isinstance(value, _NUMBERS) and value == 0
 
 
 def check_decay_rate(name: str, value: Any, default: float) -> None:
@@ -83,8 +83,8 @@ def check_integer(name: str, value: Any, *, at_least: int, remedy: str) -> None:
     """Raises unless `value` is a Python integer (it fixes shapes or loops) and large enough."""
     if isinstance(value, jax.Array):
         raise TypeError(
-            f"{name} must be a Python int, got the array {value!r}; under "
-            f"optax.inject_hyperparams list it in static_args=({name!r},)"
+            f"{name} must be a Python int, got the array {value!r}; pass an int (under "
+            f"optax.inject_hyperparams list it in static_args=({name!r},))"
         )
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an int, got {value!r}; {remedy}")
@@ -105,14 +105,15 @@ def check_dtype(name: str, value: Any) -> None:
     """Raises unless `value` is None or names a floating-point type."""
     if value is None:
         return
+    remedy = "pass e.g. jnp.bfloat16"
+    if isinstance(value, jax.Array):
+        remedy += f" (under optax.inject_hyperparams list it in static_args=({name!r},))"
     try:
-        floating = jnp.issubdtype(jnp.dtype(value), jnp.inexact)
+        floating = jnp.issubdtype(jnp.dtype(value), jnp.floating)
     except TypeError:
         floating = False
-    if not floating:
-        raise TypeError(
-            f"{name} must be a floating-point dtype or None, got {value!r}; pass e.g. jnp.bfloat16"
-        )
+    if not floating or isinstance(value, jax.Array):
+        raise TypeError(f"{name} must be a floating-point dtype or None, got {value!r}; {remedy}")
 
 
 def check_params(params: Any, *, who: str, complex_remedy: str | None = None) -> None:
@@ -143,10 +144,11 @@ def require_params(params: Any, *, who: str) -> None:
 
 def check_mask(name: str, mask: Any) -> None:
     """Raises unless every leaf of `mask` is a bool, or `mask` is callable."""
-    if mask is None or callable(mask):
+    if callable(mask):
         return
     for leaf in jax.tree.leaves(mask):
-        if not isinstance(leaf, (bool, np.bool_)) and not callable(leaf):
+        boolean = getattr(leaf, "dtype", type(leaf)) in (bool, np.bool_) and np.ndim(leaf) == 0
+        if not boolean or isinstance(leaf, Tracer):
             raise TypeError(
                 f"{name} must hold bools, got the leaf {leaf!r}; pass True or False per leaf, or "
                 "a callable on the parameters"
@@ -169,7 +171,7 @@ def broadcast_prefix(name: str, prefix: Any, tree: Any, what: str = "bools") -> 
       ValueError: If `prefix` does not fit.
     """
     try:
-        return jax.tree.map(lambda x, sub: jax.tree.map(lambda _: x, sub), prefix, tree)
+        return jax.tree.broadcast(prefix, tree)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{name} does not fit the parameters: got the structure {jax.tree.structure(prefix)} "
@@ -179,10 +181,16 @@ def broadcast_prefix(name: str, prefix: Any, tree: Any, what: str = "bools") -> 
 
 
 def fitted_mask(name: str, mask: Any) -> Callable[[Any], Any]:
-    """`mask` as a callable that gives one bool for each leaf of the tree, or says why not."""
+    """`mask` as a callable that gives one bool for each leaf of the tree, or says why not.
+
+    None counts as True.
+    """
+    mask = True if mask is None else mask
     check_mask(name, mask)
 
     def fit(tree: Any) -> Any:
+        if not jax.tree.leaves(tree):
+            return tree  # nothing to fit: an empty tree, or what optax.tree.map_params stands in
         found = mask(tree) if callable(mask) else mask
         check_mask(name, found)
         return broadcast_prefix(name, found, tree)

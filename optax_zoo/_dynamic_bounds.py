@@ -1,15 +1,14 @@
-"""Adam with learning rates between closing bounds: AdaBound, AMSBound, AdaBoundW."""
+"""Adam's direction with learning rates between closing bounds, the heart of AdaBound."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.core import Tracer
 
-from optax_zoo import _checks, _decay, _moments
+from optax_zoo import _checks, _moments
 
 Bounds = Callable[[Any], tuple[Any, Any]]
 
@@ -106,8 +105,9 @@ def scale_by_dynamic_bounds(
         """The bounds of step `count`, a schedule's drop included."""
         if bounds is None:
             t = jnp.asarray(count, float)
-            lower = final_lr * (1 - 1 / (gamma * t + 1))
-            upper = final_lr * (1 + 1 / (gamma * t))
+            # 1 − 1/(γt + 1) and 1 + 1/(γt), without the first one's cancellation.
+            lower = final_lr * (gamma * t / (gamma * t + 1))
+            upper = final_lr * ((gamma * t + 1) / (gamma * t))
         else:
             lower, upper = bounds(count)
         if base_lr is None:
@@ -144,7 +144,7 @@ def scale_by_dynamic_bounds(
 
         def direction(g, m, v):
             lo, hi, numerator = (jnp.asarray(x, v.dtype) for x in (lower, upper, scale))
-            return (jnp.clip(numerator / (jnp.sqrt(v) + eps), lo, hi) * m).astype(
+            return (jnp.clip(numerator / (_moments.root(v) + eps), lo, hi) * m).astype(
                 jnp.result_type(g)
             )
 
@@ -174,7 +174,7 @@ def _check_arguments(learning_rate, final_lr, base_lr, b1, b2, gamma, eps, bound
             "learning_rate",
             learning_rate,
             above=0.0 if base_lr is None else None,
-            at_least=0.0,
+            at_least=None if base_lr is None else 0.0,
             remedy="pass e.g. 1e-3, or a schedule",
         )
     if base_lr is not None:
@@ -189,220 +189,19 @@ def _check_arguments(learning_rate, final_lr, base_lr, b1, b2, gamma, eps, bound
 
 
 def _check_bounds(bounds: Any) -> None:
-    remedy = "pass a callable of the 1-based step that gives (lower, upper), 0 <= lower <= upper"
+    remedy = (
+        "pass a callable of the 1-based step that gives two numbers, 0 <= lower <= upper (under "
+        "optax.inject_hyperparams list it in static_args=('bounds',))"
+    )
     if not callable(bounds):
         raise TypeError(f"bounds must be callable, got {bounds!r}; {remedy}")
     first = bounds(jnp.ones((), jnp.int32))
-    if not isinstance(first, tuple) or len(first) != 2:
+    if not isinstance(first, (tuple, list)) or len(first) != 2:
         raise TypeError(f"bounds must give a pair, got {first!r} at step 1; {remedy}")
+    for bound in first:
+        _checks.check_number("bounds", bound, finite=False, remedy=remedy)
     if any(isinstance(bound, Tracer) for bound in first):
         return
-    lower, upper = (float(np.asarray(bound)) for bound in first)
+    lower, upper = map(float, first)
     if not 0 <= lower <= upper:
         raise ValueError(f"bounds are inverted or negative, got {first!r} at step 1; {remedy}")
-
-
-def adabound(
-    learning_rate: optax.ScalarOrSchedule = 1e-3,
-    final_lr: Any = 0.1,
-    *,
-    base_lr: Any = None,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    gamma: Any = 1e-3,
-    eps: Any = 1e-8,
-    weight_decay: optax.ScalarOrSchedule = 0.0,
-    mask: Any = None,
-    bounds: Bounds | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    r"""AdaBound: starts as Adam, ends as SGD with momentum.
-
-    .. math::
-
-      \theta_t = \theta_{t-1} - u_t, \qquad g_t \leftarrow g_t + \lambda \theta_{t-1}
-
-    with :math:`u_t` from :func:`scale_by_dynamic_bounds`, whose arguments it shares.
-
-    Args:
-      learning_rate: Rate of the Adam-like start; a schedule needs `base_lr`.
-      final_lr: Rate of the SGD-like end.
-      base_lr: The rate that `final_lr` belongs to; None: `learning_rate`.
-      b1: Decay of the first moment.
-      b2: Decay of the second moment.
-      gamma: How fast the bounds close.
-      eps: Added to the root of the second moment.
-      weight_decay: L2 decay :math:`\lambda`, added to the gradient; 0 leaves the link out.
-      mask: Where to decay: a prefix pytree of bools or a callable on the parameters.
-      bounds: A callable of the 1-based step that gives (lower, upper).
-
-    Returns:
-      The chain decay, bounded direction, sign.
-
-    Raises:
-      ValueError: If an argument is out of range, or a schedule comes without `base_lr`.
-      TypeError: If an argument has the wrong type.
-
-    Examples:
-      >>> import jax.numpy as jnp, optax, optax_zoo as zoo
-      >>> drops = optax.schedules.piecewise_constant_schedule(1e-3, {150: 0.1})
-      >>> tx = zoo.adabound(drops, base_lr=1e-3, weight_decay=5e-4)
-      >>> params = jnp.ones(3)
-      >>> updates, state = tx.update(jnp.ones(3), tx.init(params), params)
-      >>> print(updates)
-      [-0.001 -0.001 -0.001]
-
-    References:
-      Luo et al., `Adaptive Gradient Methods with Dynamic Bound of Learning Rate
-      <https://arxiv.org/abs/1902.09843>`_, ICLR 2019, Algorithm 2.
-    """
-    return optax.chain(
-        *_decay.decay_links(weight_decay, mask, who="adabound"),
-        scale_by_dynamic_bounds(
-            learning_rate,
-            final_lr,
-            base_lr=base_lr,
-            b1=b1,
-            b2=b2,
-            gamma=gamma,
-            eps=eps,
-            bounds=bounds,
-        ),
-        optax.scale(-1.0),
-    )
-
-
-def amsbound(
-    learning_rate: optax.ScalarOrSchedule = 1e-3,
-    final_lr: Any = 0.1,
-    *,
-    base_lr: Any = None,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    gamma: Any = 1e-3,
-    eps: Any = 1e-8,
-    weight_decay: optax.ScalarOrSchedule = 0.0,
-    mask: Any = None,
-    bounds: Bounds | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    r"""AMSBound: AdaBound on the running maximum of the second moment.
-
-    The maximum is taken of the raw moment, before any bias correction, as in the released code.
-    Everything else is :func:`adabound`'s.
-
-    Args:
-      learning_rate: Rate of the Adam-like start; a schedule needs `base_lr`.
-      final_lr: Rate of the SGD-like end.
-      base_lr: The rate that `final_lr` belongs to; None: `learning_rate`.
-      b1: Decay of the first moment.
-      b2: Decay of the second moment.
-      gamma: How fast the bounds close.
-      eps: Added to the root of the second moment.
-      weight_decay: L2 decay, added to the gradient; 0 leaves the link out.
-      mask: Where to decay: a prefix pytree of bools or a callable on the parameters.
-      bounds: A callable of the 1-based step that gives (lower, upper).
-
-    Returns:
-      The chain decay, bounded direction, sign.
-
-    Raises:
-      ValueError: If an argument is out of range, or a schedule comes without `base_lr`.
-      TypeError: If an argument has the wrong type.
-
-    Examples:
-      >>> import jax.numpy as jnp, optax_zoo as zoo
-      >>> tx = zoo.amsbound(1e-3, final_lr=0.1)
-      >>> updates, state = tx.update(jnp.ones(3), tx.init(jnp.ones(3)))
-      >>> print(updates)
-      [-0.001 -0.001 -0.001]
-
-    References:
-      Luo et al., `Adaptive Gradient Methods with Dynamic Bound of Learning Rate
-      <https://arxiv.org/abs/1902.09843>`_, ICLR 2019, Algorithm 3.
-    """
-    return optax.chain(
-        *_decay.decay_links(weight_decay, mask, who="amsbound"),
-        scale_by_dynamic_bounds(
-            learning_rate,
-            final_lr,
-            base_lr=base_lr,
-            b1=b1,
-            b2=b2,
-            gamma=gamma,
-            eps=eps,
-            amsbound=True,
-            bounds=bounds,
-        ),
-        optax.scale(-1.0),
-    )
-
-
-def adaboundw(
-    learning_rate: optax.ScalarOrSchedule = 1e-3,
-    final_lr: Any = 0.1,
-    *,
-    base_lr: Any = None,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    gamma: Any = 1e-3,
-    eps: Any = 1e-8,
-    weight_decay: optax.ScalarOrSchedule = 0.0,
-    mask: Any = None,
-    bounds: Bounds | None = None,
-    amsbound: bool = False,
-) -> optax.GradientTransformationExtraArgs:
-    r"""AdaBoundW: AdaBound with decoupled decay that no learning rate multiplies.
-
-    .. math::
-
-      \theta_t = \theta_{t-1} - u_t - \lambda \theta_{t-1}
-
-    with :math:`u_t` from :func:`scale_by_dynamic_bounds`. As released, :math:`\lambda` is used as
-    it is, whatever the learning rate and its schedule: a tenth of AdamW's decay times AdamW's
-    learning rate is the order of magnitude, not AdamW's decay.
-
-    Args:
-      learning_rate: Rate of the Adam-like start; a schedule needs `base_lr`.
-      final_lr: Rate of the SGD-like end.
-      base_lr: The rate that `final_lr` belongs to; None: `learning_rate`.
-      b1: Decay of the first moment.
-      b2: Decay of the second moment.
-      gamma: How fast the bounds close.
-      eps: Added to the root of the second moment.
-      weight_decay: Share of the parameters taken off at each step; 0 leaves the link out.
-      mask: Where to decay: a prefix pytree of bools or a callable on the parameters.
-      bounds: A callable of the 1-based step that gives (lower, upper).
-      amsbound: Keep the running maximum of the second moment; a Python bool.
-
-    Returns:
-      The chain bounded direction, decay, sign.
-
-    Raises:
-      ValueError: If an argument is out of range, or a schedule comes without `base_lr`.
-      TypeError: If an argument has the wrong type.
-
-    Examples:
-      >>> import jax.numpy as jnp, optax_zoo as zoo
-      >>> tx = zoo.adaboundw(1e-3, weight_decay=1e-5)
-      >>> updates, state = tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))
-      >>> print(updates)
-      [-0.00101 -0.00101]
-
-    References:
-      Luo et al., `Adaptive Gradient Methods with Dynamic Bound of Learning Rate
-      <https://arxiv.org/abs/1902.09843>`_, ICLR 2019; the class AdaBoundW of the authors' code.
-    """
-    return optax.chain(
-        scale_by_dynamic_bounds(
-            learning_rate,
-            final_lr,
-            base_lr=base_lr,
-            b1=b1,
-            b2=b2,
-            gamma=gamma,
-            eps=eps,
-            amsbound=amsbound,
-            bounds=bounds,
-        ),
-        *_decay.decay_links(weight_decay, mask, who="adaboundw"),
-        optax.scale(-1.0),
-    )

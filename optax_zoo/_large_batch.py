@@ -84,7 +84,8 @@ def large_batch_schedule(
       batch: Batch size of this run, in examples.
       total_steps: :math:`T \ge 1`, an int.
       warmup_steps: :math:`W < T`, an int; None: the share (1/320)·batch/base_batch of all steps,
-        at most 1/5: the LAMB paper's table, from 1/320 at its batch of 512 to 1/5 at 32,768.
+        at most 1/5. With LAMB's base_batch=512 that is its paper's table, 1/320 at a batch of
+        512 to 1/5 at 32,768.
       rule: "linear" or "sqrt".
       power: :math:`p \ge 0`; 1 for LAMB, 2 for LARS on ResNet-50, 0 keeps the peak.
       end_value: :math:`\eta_T \ge 0`, held after `total_steps`.

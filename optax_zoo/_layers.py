@@ -27,9 +27,13 @@ def check_layer_axes(layer_axes: LayerAxes) -> None:
     if layer_axes is None or callable(layer_axes):
         return
     for leaf in jax.tree.leaves(layer_axes):
-        _checks.check_integer(
-            "layer_axes", leaf, at_least=0, remedy="pass the number of leading layer axes"
-        )
+        _check_count(leaf)
+
+
+def _check_count(count: Any) -> None:
+    _checks.check_integer(
+        "layer_axes", count, at_least=0, remedy="give the number of leading axes that count layers"
+    )
 
 
 def leading_axes(layer_axes: LayerAxes, tree: Any) -> list[int]:
@@ -47,11 +51,13 @@ def leading_axes(layer_axes: LayerAxes, tree: Any) -> list[int]:
       ValueError: If the prefix does not fit or a leaf has fewer axes.
     """
     with_paths = jax.tree_util.tree_flatten_with_path(tree)[0]
-    if layer_axes is None:
+    if layer_axes is None or not with_paths:
         return [0] * len(with_paths)
+    counts: list[Any]
     if callable(layer_axes):
         counts = [layer_axes(path_names(path), leaf) for path, leaf in with_paths]
-        check_layer_axes(counts)
+        for count in counts:
+            _check_count(count)
     else:
         counts = jax.tree.leaves(
             _checks.broadcast_prefix("layer_axes", layer_axes, tree, what="ints")
@@ -66,14 +72,7 @@ def leading_axes(layer_axes: LayerAxes, tree: Any) -> list[int]:
     return counts
 
 
-def squared_norms(x: jax.Array, layer_axes: int) -> jax.Array:
-    """|x|² of each layer slice, shaped to broadcast against `x`."""
-    axes = tuple(range(layer_axes, x.ndim))
-    return jnp.sum(_moments.abs_sq(x), axis=axes, keepdims=True)
-
-
 def norms(x: jax.Array, layer_axes: int) -> jax.Array:
     """|x| of each layer slice, shaped to broadcast against `x`, with gradient 0 at 0."""
-    squared = squared_norms(x, layer_axes)
-    positive = squared > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), squared)
+    axes = tuple(range(layer_axes, x.ndim))
+    return _moments.root(jnp.sum(_moments.abs_sq(x), axis=axes, keepdims=True))

@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 
-def wide_dtype(x: Any) -> jnp.dtype:
+def wide_dtype(x: Any) -> Any:
     """float32 for narrower floats, the array's own dtype otherwise."""
-    return jnp.promote_types(jnp.result_type(x), jnp.float32)
+    dtype = jnp.result_type(x)
+    narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+    return jnp.dtype(jnp.float32) if narrow else dtype
 
 
 def widen(x: Any) -> jax.Array:
@@ -19,14 +20,20 @@ def widen(x: Any) -> jax.Array:
 
 
 def zeros(params: Any, dtype: Any = None) -> Any:
-    """A moment's start: zeros in `dtype`, by default float32 or wider."""
+    """A moment's start: zeros, float32 or wider; `dtype` replaces that for real parameters."""
     dtype = None if dtype is None else jax.dtypes.canonicalize_dtype(dtype)
-    return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype or wide_dtype(p)), params)
+
+    def start(p):
+        wide = wide_dtype(p)
+        is_real = jnp.issubdtype(wide, jnp.floating)
+        return jnp.zeros_like(p, dtype=dtype if dtype is not None and is_real else wide)
+
+    return jax.tree.map(start, params)
 
 
 def real_zeros(params: Any) -> Any:
     """The start of a moment of |g|², which is real also for complex parameters."""
-    return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=widen(p).real.dtype), params)
+    return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.finfo(wide_dtype(p)).dtype), params)
 
 
 def ema(x: jax.Array, average: jax.Array, decay: Any) -> jax.Array:
@@ -38,6 +45,12 @@ def abs_sq(x: jax.Array) -> jax.Array:
     """|x|² elementwise, real, in float32 or wider."""
     x = widen(x)
     return (x * x.conj()).real if jnp.iscomplexobj(x) else x * x
+
+
+def root(x: jax.Array) -> jax.Array:
+    """The square root, with gradient 0 (not inf · 0) at 0."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), x)
 
 
 def power_minus_one(log_base: Any, count: jax.typing.ArrayLike) -> jax.Array:
@@ -56,25 +69,3 @@ def bias_correction(decay: Any, count: jax.typing.ArrayLike) -> jax.Array:
     else:
         log_decay = math.log(decay) if decay > 0 else -math.inf
     return -power_minus_one(log_decay, count)
-
-
-def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Runs `inner` on float32 copies of narrower updates and parameters.
-
-    Optax keeps second moments and momentum in the parameters' dtype, where bfloat16 rounds
-    0.999·v + 0.001·g² back to v. The state is `inner`'s own, float32 or wider; updates come back
-    in the incoming dtype.
-    """
-    inner = optax.with_extra_args_support(inner)
-
-    def init(params):
-        return inner.init(jax.tree.map(widen, params))
-
-    def update(updates, state, params=None, **extra_args):
-        wide_params = None if params is None else jax.tree.map(widen, params)
-        wide_updates, state = inner.update(
-            jax.tree.map(widen, updates), state, wide_params, **extra_args
-        )
-        return optax.tree.cast_like(wide_updates, updates), state
-
-    return optax.GradientTransformationExtraArgs(init, update)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_zoo import _checks, _decay, _moments
+from optax_zoo import _checks, _links, _moments
 
 
 class SignMomentumState(NamedTuple):
@@ -69,8 +69,9 @@ def scale_by_sign_momentum(
     _checks.check_dtype("mu_dtype", mu_dtype)
     # With b1·m + (1−b1)·g read off the old momentum, XLA's CPU compiler copies the whole momentum
     # before overwriting it. Read off the new one the same number needs no copy: 0.3 × the time.
-    # Dividing by a small b2 would magnify rounding.
-    from_new_momentum = isinstance(b2, (int, float)) and b2 >= 0.5
+    # With b1 ≤ b2 it is an interpolation too; beyond, it would magnify rounding.
+    numbers = not isinstance(b1, jax.Array) and not isinstance(b2, jax.Array)
+    from_new_momentum = numbers and b2 > 0 and b1 <= b2
 
     def direction(g, old, new):
         if from_new_momentum:
@@ -147,9 +148,8 @@ def lion(
       Chen et al., `Symbolic Discovery of Optimization Algorithms
       <https://arxiv.org/abs/2302.06675>`_, 2023.
     """
-    _checks.check_schedulable("learning_rate", learning_rate, remedy="pass e.g. 1e-4")
     return optax.chain(
         scale_by_sign_momentum(b1, b2, mu_dtype=mu_dtype),
-        *_decay.decay_links(weight_decay, mask, who="lion"),
-        optax.scale_by_learning_rate(learning_rate),
+        *_links.decay_links(weight_decay, mask, who="lion"),
+        _links.learning_rate_link(learning_rate, usual="1e-4"),
     )
