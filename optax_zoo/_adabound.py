@@ -37,7 +37,8 @@ def adabound(
       b2: Decay of the second moment.
       gamma: How fast the bounds close.
       eps: Added to the root of the second moment.
-      weight_decay: L2 decay :math:`\lambda`, added to the gradient; 0 leaves the link out.
+      weight_decay: L2 decay :math:`\lambda`, added to the gradient; at the number 0 `update`
+        needs no parameters.
       mask: Where to decay: a prefix pytree of bools, or a callable on the parameters (in
         `static_args` of `optax.inject_hyperparams`).
       bounds: A callable of the 1-based step that gives (lower, upper).
@@ -63,7 +64,7 @@ def adabound(
       <https://arxiv.org/abs/1902.09843>`_, ICLR 2019, Algorithm 2.
     """
     return optax.chain(
-        *_links.decay_links(weight_decay, mask, who="adabound"),
+        _links.decay_link(weight_decay, mask, who="adabound"),
         scale_by_dynamic_bounds(
             learning_rate,
             final_lr,
@@ -127,7 +128,7 @@ def amsbound(
       <https://arxiv.org/abs/1902.09843>`_, ICLR 2019, Algorithm 3.
     """
     return optax.chain(
-        *_links.decay_links(weight_decay, mask, who="amsbound"),
+        _links.decay_link(weight_decay, mask, who="amsbound"),
         scale_by_dynamic_bounds(
             learning_rate,
             final_lr,
@@ -175,7 +176,7 @@ def adaboundw(
       b2: Decay of the second moment.
       gamma: How fast the bounds close.
       eps: Added to the root of the second moment.
-      weight_decay: Share of the parameters taken off at each step; 0 leaves the link out.
+      weight_decay: Share of the parameters taken off at each step.
       mask: Where to decay.
       bounds: A callable of the 1-based step that gives (lower, upper).
       amsbound: Keep the running maximum of the second moment; a Python bool.
@@ -210,6 +211,6 @@ def adaboundw(
             amsbound=amsbound,
             bounds=bounds,
         ),
-        *_links.decay_links(weight_decay, mask, who="adaboundw"),
+        _links.decay_link(weight_decay, mask, who="adaboundw"),
         optax.scale(-1.0),
     )

@@ -129,7 +129,8 @@ def adax(
       b2: Growth of the second moment.
       eps: Added to the root of the second moment.
       mu_dtype: dtype of the first moment; None: float32 or wider.
-      weight_decay: L2 decay, added to the gradient; 0 leaves the link out.
+      weight_decay: L2 decay, added to the gradient; at the number 0 `update`
+        needs no parameters.
       mask: Where to decay: a prefix pytree of bools, or a callable on the parameters (in
         `static_args` of `optax.inject_hyperparams`).
 
@@ -152,7 +153,7 @@ def adax(
       <https://arxiv.org/abs/2004.09740>`_, 2020, Algorithm 1.
     """
     return optax.chain(
-        *_links.decay_links(weight_decay, mask, who="adax"),
+        _links.decay_link(weight_decay, mask, who="adax"),
         scale_by_adax(b1, b2, eps, mu_dtype=mu_dtype),
         _links.learning_rate_link(learning_rate, usual="1.5e-3"),
     )
@@ -176,7 +177,7 @@ def adaxw(
       b2: Growth of the second moment.
       eps: Added to the root of the second moment.
       mu_dtype: dtype of the first moment; None: float32 or wider.
-      weight_decay: Decoupled decay; 0 leaves the link out.
+      weight_decay: Decoupled decay; at the number 0 `update` needs no parameters.
       mask: Where to decay: a prefix pytree of bools, or a callable on the parameters (in
         `static_args` of `optax.inject_hyperparams`).
 
@@ -200,6 +201,6 @@ def adaxw(
     """
     return optax.chain(
         scale_by_adax(b1, b2, eps, mu_dtype=mu_dtype),
-        *_links.decay_links(weight_decay, mask, who="adaxw"),
+        _links.decay_link(weight_decay, mask, who="adaxw"),
         _links.learning_rate_link(learning_rate, usual="5e-3"),
     )

@@ -46,7 +46,7 @@ def lamb(
       eps: Added outside the root. `eps` or `eps_root` must be positive.
       eps_root: Added inside the root; positive, it keeps derivatives through `update` finite where
         a gradient is 0.
-      weight_decay: :math:`\lambda`, inside the ratio; 0 leaves the link out. BERT uses 0.01.
+      weight_decay: :math:`\lambda`, inside the ratio. BERT uses 0.01.
       mask: Where to decay: a prefix pytree of bools, or a callable on the parameters (in
         `static_args` of `optax.inject_hyperparams`).
       mu_dtype: dtype of the first moment; None: float32 or wider.
@@ -89,7 +89,7 @@ def lamb(
     check_clip(trust_clip, "trust_clip")
     return optax.chain(
         _links.in_float32(optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype)),
-        *_links.decay_links(weight_decay, mask, who="lamb"),
+        _links.decay_link(weight_decay, mask, who="lamb"),
         _one_leaf_at_a_time(),
         scale_by_layerwise_trust_ratio(
             clip=trust_clip,

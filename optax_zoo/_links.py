@@ -9,24 +9,24 @@ import optax
 from optax_zoo import _checks, _moments
 
 
-def decay_links(
+def decay_link(
     weight_decay: optax.ScalarOrSchedule, mask: Any = None, *, who: str
-) -> tuple[optax.GradientTransformation, ...]:
-    """`optax.add_decayed_weights` to spread into a chain; nothing when the decay is the number 0.
+) -> optax.GradientTransformation:
+    """`optax.add_decayed_weights`, checked; the identity when the decay is the number 0.
 
-    Without the link an optimizer runs without parameters in `update`.
+    Then an optimizer runs without parameters in `update`, and its state keeps its structure.
     """
     _checks.check_schedulable("weight_decay", weight_decay, remedy="pass e.g. 1e-2")
     fit_mask = _checks.fitted_mask("mask", mask)
     if _checks.is_zero(weight_decay):
-        return ()
+        return optax.identity()
     inner = optax.add_decayed_weights(weight_decay, None if mask is None else fit_mask)
 
     def update(updates, state, params=None):
         _checks.require_params(params, who=f"{who} with weight_decay={weight_decay!r}")
         return inner.update(updates, state, params)
 
-    return (_in_incoming_dtype(optax.GradientTransformation(inner.init, update)),)
+    return _in_incoming_dtype(optax.GradientTransformation(inner.init, update))
 
 
 def learning_rate_link(learning_rate: optax.ScalarOrSchedule, *, usual: str) -> Any:

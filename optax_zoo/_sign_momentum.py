@@ -123,8 +123,8 @@ def lion(
       b1: Weight of the momentum in the direction.
       b2: Decay of the momentum.
       mu_dtype: dtype of the momentum; None: float32 or wider.
-      weight_decay: Decoupled decay :math:`\lambda`, multiplied by the learning rate; 0 leaves the
-        link out, and `update` then needs no parameters. The paper's code has 0, Optax 1e-3.
+      weight_decay: Decoupled decay :math:`\lambda`, multiplied by the learning rate; at the
+        number 0 `update` needs no parameters. The paper's code has 0, Optax 1e-3.
       mask: Where to decay: a prefix pytree of bools, or a callable on the parameters (under
         `optax.inject_hyperparams` list a callable in `static_args`).
 
@@ -150,6 +150,6 @@ def lion(
     """
     return optax.chain(
         scale_by_sign_momentum(b1, b2, mu_dtype=mu_dtype),
-        *_links.decay_links(weight_decay, mask, who="lion"),
+        _links.decay_link(weight_decay, mask, who="lion"),
         _links.learning_rate_link(learning_rate, usual="1e-4"),
     )
