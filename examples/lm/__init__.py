@@ -1,0 +1,5 @@
+"""A byte-level Transformer language model: the parts that `train_lm.py` puts together."""
+
+
+class UsageError(ValueError):
+    """A setting that cannot work; the message names it, its value and the remedy."""

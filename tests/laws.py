@@ -1,0 +1,75 @@
+"""The table of transformations that `test_laws.py` and others hold to the common laws."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import optax
+
+import optax_zoo as zoo
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A transformation, arguments under which every law shall hold, and its traits.
+
+    Attributes:
+      factory: Builds the transformation.
+      arguments: Given to the factory; its defaults hold for the others.
+      converges: The arguments with which Optax's own suites see it converge on their problems,
+        Optax's own where it has the optimizer; None for a link without a learning rate.
+      needs_params: Whether `update` needs the parameters: never, for the decay alone (then not
+        at `weight_decay=0`) or always.
+      complex_ok: Whether complex parameters work; otherwise `init` refuses them.
+    """
+
+    factory: Callable[..., optax.GradientTransformationExtraArgs]
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    converges: Mapping[str, Any] | None = None
+    needs_params: Literal["never", "decay", "always"] = "never"
+    complex_ok: bool = True
+
+    @functools.cached_property
+    def tx(self) -> optax.GradientTransformationExtraArgs:
+        """The transformation, one object for all tests, so that its programs are compiled once."""
+        return self.make()
+
+    def make(self, **overrides: Any) -> optax.GradientTransformationExtraArgs:
+        """The transformation, some arguments changed."""
+        return self.factory(**{**self.arguments, **overrides})
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """All arguments by name, those without a value left out."""
+        parameters = inspect.signature(self.factory).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        return {**defaults, **self.arguments}
+
+    def takes(self, name: str) -> bool:
+        """Whether the factory has this argument."""
+        return name in inspect.signature(self.factory).parameters
+
+
+def _args(**arguments: Any) -> dict[str, Any]:
+    return arguments
+
+
+# fmt: off
+# One line each. Rosenbrock's valley, one of Optax's problems, wants AdaBound's final_lr small.
+TABLE: dict[str, Entry] = {
+    "scale_by_sign_momentum": Entry(zoo.scale_by_sign_momentum, complex_ok=False),
+    "lion": Entry(zoo.lion, _args(learning_rate=1e-2), _args(learning_rate=1e-2, weight_decay=1e-4), "decay", complex_ok=False),  # noqa: E501
+    "scale_by_layerwise_trust_ratio": Entry(zoo.scale_by_layerwise_trust_ratio, _args(weight_decay=0.1), needs_params="always"),  # noqa: E501
+    "lars": Entry(zoo.lars, _args(learning_rate=5.0, weight_decay=0.1), _args(learning_rate=1.0), "always"),  # noqa: E501
+    "lamb": Entry(zoo.lamb, _args(learning_rate=1e-2, weight_decay=0.1), _args(learning_rate=1e-3), "always"),  # noqa: E501
+    "scale_by_dynamic_bounds": Entry(zoo.scale_by_dynamic_bounds, _args(learning_rate=1e-2)),
+    "adabound": Entry(zoo.adabound, _args(weight_decay=0.1), _args(learning_rate=1e-2, final_lr=1e-3, base_lr=1e-2), "decay"),  # noqa: E501
+    "amsbound": Entry(zoo.amsbound, _args(weight_decay=0.1), _args(learning_rate=1e-2, final_lr=1e-3, base_lr=1e-2), "decay"),  # noqa: E501
+    "adaboundw": Entry(zoo.adaboundw, _args(weight_decay=0.1), _args(learning_rate=1e-2, final_lr=1e-3, base_lr=1e-2), "decay"),  # noqa: E501
+    "scale_by_adax": Entry(zoo.scale_by_adax),
+    "adax": Entry(zoo.adax, {}, _args(learning_rate=1e-2, weight_decay=0.0), "decay"),
+    "adaxw": Entry(zoo.adaxw, {}, _args(learning_rate=1e-2, weight_decay=0.0), "decay"),
+}
+# fmt: on

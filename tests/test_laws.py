@@ -1,0 +1,559 @@
+"""The laws that every transformation keeps, over the table of `laws.py`."""
+
+import functools
+from typing import Any, NamedTuple
+
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+from flax.training import train_state
+from helpers import assert_close, assert_finite, assert_same, problem, random_tree, train
+from laws import TABLE, Entry
+
+
+@pytest.fixture(params=TABLE.values(), ids=list(TABLE))
+def entry(request) -> Entry:
+    return request.param
+
+
+@pytest.fixture
+def tx(entry) -> optax.GradientTransformationExtraArgs:
+    return entry.tx
+
+
+floats = pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+
+# --- purity, shapes, dtypes -------------------------------------------------------------------
+
+
+def test_update_is_pure(tx):
+    params, grads = problem()
+    state = helpers.train(tx, params, grads[:1])[1]
+    before = jax.tree.map(np.array, (grads[1], state, params))
+    first = tx.update(grads[1], state, params)
+    second = tx.update(grads[1], state, params)
+    assert_same(first, second)
+    assert_same((grads[1], state, params), before)
+
+
+@floats
+def test_updates_have_the_structure_shape_and_dtype_of_the_gradients(tx, dtype):
+    with helpers.enable_x64(dtype == "float64"):
+        params, grads = problem(dtype)
+        updates, _ = tx.update(grads[0], tx.init(params), params)
+        assert jax.tree.structure(updates) == jax.tree.structure(grads[0])
+        assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, grads[0])
+        assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
+        assert_finite(updates)
+
+
+@pytest.mark.parametrize(
+    ("params_dtype", "grads_dtype"),
+    [("float32", "bfloat16"), ("bfloat16", "float32"), ("float32", "float64")],
+)
+def test_updates_follow_the_gradients_dtype_where_the_parameters_differ(
+    tx, params_dtype, grads_dtype
+):
+    with helpers.enable_x64(grads_dtype == "float64"):
+        params, grads = random_tree(0, params_dtype), random_tree(1, grads_dtype)
+        state = tx.init(params)
+        updates, after = tx.update(grads, state, params)
+        assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(grads_dtype)}
+        assert helpers.specification(after) == helpers.specification(state)
+
+
+@floats
+def test_the_state_keeps_structure_dtype_weak_type_and_sharding_from_init_on(tx, dtype):
+    with helpers.enable_x64(dtype == "float64"):
+        params, grads = problem(dtype)
+        state = tx.init(params)
+        structure, specification = jax.tree.structure(state), helpers.specification(state)
+        for g in grads:
+            _, state = tx.update(g, state, params)
+            assert jax.tree.structure(state) == structure
+            assert helpers.specification(state) == specification
+
+
+def test_jit_keeps_the_state_as_init_made_it(tx):
+    params, grads = problem()
+    state = tx.init(params)
+    _, after = train(tx, params, grads)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert helpers.specification(after) == helpers.specification(state)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_moments_are_float32_for_narrow_parameters(tx, dtype):
+    params, grads = problem(dtype)
+    _, state = train(tx, params, grads, jit=False)
+    moments = helpers.parameter_leaves(tx, state)
+    assert {leaf.dtype for leaf in moments} <= {jnp.dtype("float32")}
+
+
+def test_moments_are_float64_for_float64_parameters(tx, x64):
+    params, grads = problem("float64")
+    moments = helpers.parameter_leaves(tx, train(tx, params, grads, jit=False)[1])
+    assert {leaf.dtype for leaf in moments} <= {jnp.dtype("float64")}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mu_dtype", ["bfloat16", jnp.float32])
+def test_the_first_moment_follows_mu_dtype(entry, dtype, mu_dtype):
+    if not entry.takes("mu_dtype"):
+        return
+    params, grads = problem(dtype)
+    tx = entry.make(mu_dtype=mu_dtype)
+    initial = tx.init(params)
+    _, state = train(tx, params, grads, jit=False)
+    mu = optax.tree.get(state, "mu")
+    assert {leaf.dtype for leaf in jax.tree.leaves(mu)} == {jnp.dtype(mu_dtype)}
+    assert helpers.specification(state) == helpers.specification(initial)
+
+
+def test_bfloat16_follows_float32(tx):
+    params, grads = problem("bfloat16", steps=1)
+    wide = functools.partial(jax.tree.map, lambda x: x.astype(jnp.float32))
+    actual = tx.update(grads[0], tx.init(params), params)[0]
+    desired = tx.update(wide(grads[0]), tx.init(wide(params)), wide(params))[0]
+    assert_close(wide(actual), desired, rtol=1e-2, atol=1e-6)
+
+
+# --- tracing and compiling --------------------------------------------------------------------
+
+
+def test_init_runs_on_shapes_alone(tx):
+    params = random_tree(0)
+    state, shapes = tx.init(params), jax.eval_shape(tx.init, params)
+    assert jax.tree.structure(state) == jax.tree.structure(shapes)
+    same = jax.tree.map(lambda x, s: (x.shape, x.dtype) == (s.shape, s.dtype), state, shapes)
+    assert all(jax.tree.leaves(same))
+
+
+def test_init_is_the_same_under_jit(tx):
+    params = random_tree(0)
+    assert_same(jax.jit(tx.init)(params), tx.init(params))
+
+
+def test_jitted_equals_unjitted(tx):
+    assert_close(train(tx, *problem()), train(tx, *problem(), jit=False), rtol=2e-6, atol=1e-7)
+
+
+def test_parameters_and_state_can_be_donated_from_init_on(tx):
+    params, grads = problem()
+    desired = train(tx, params, grads)
+    step = jax.jit(helpers.one_step(tx), donate_argnums=(0, 1))
+    params, state = jax.tree.map(jnp.copy, params), tx.init(params)
+    for g in grads:
+        params, state = step(params, state, g)
+    assert_same((params, state), desired)
+
+
+def test_no_two_arrays_of_a_fresh_state_share_a_buffer(tx):
+    params = random_tree(0)
+    leaves = jax.tree.leaves((params, tx.init(params)))
+    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
+
+
+def test_several_steps_compile_once(tx):
+    traces = []
+
+    @jax.jit
+    def step(params, state, grads):
+        traces.append(None)
+        return helpers.one_step(tx)(params, state, grads)
+
+    params, grads = problem(steps=4)
+    state = tx.init(params)
+    for g in grads:
+        params, state = step(params, state, g)
+    assert len(traces) == 1
+
+
+def test_scan_equals_the_python_loop(tx):
+    params, grads = problem()
+    step = helpers.one_step(tx)
+    scanned, _ = jax.lax.scan(
+        lambda carry, g: (step(*carry, g), None),
+        (params, tx.init(params)),
+        jax.tree.map(lambda *leaves: jnp.stack(leaves), *grads),
+    )
+    assert_close(scanned, train(tx, params, grads), rtol=2e-6, atol=1e-7)
+
+
+def test_vmap_equals_separate_runs(tx):
+    problems = [(random_tree(i), random_tree(10 + i), random_tree(20 + i)) for i in range(3)]
+    run = lambda p, *grads: train(tx, p, grads, jit=False)  # noqa: E731
+    batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)
+    together = jax.jit(jax.vmap(run))(*batch)
+    for i, one in enumerate(problems):
+        mine = jax.tree.map(lambda leaf, i=i: leaf[i], together)
+        assert_close(mine, train(tx, one[0], one[1:]), rtol=2e-6, atol=1e-6)
+
+
+def test_update_can_be_differentiated_also_at_zero(entry):
+    # Optax's Adam, inside LAMB, needs a positive eps_root for that.
+    tx = entry.make(eps_root=1e-12) if entry.takes("eps_root") else entry.tx
+
+    def loss(params, grads):
+        params, state = helpers.one_step(tx)(params, tx.init(params), grads)
+        params, state = helpers.one_step(tx)(params, state, grads)
+        return optax.tree.norm(params, squared=True)
+
+    params, grads = problem(steps=1)
+    slopes = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    found = slopes(params, grads[0])
+    assert_finite(found)
+    assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(found[0]))
+    nothing = optax.tree.zeros_like(params)
+    assert_finite(slopes(params, nothing))
+    assert_finite(slopes(nothing, nothing))
+
+
+# --- hyper-parameters -------------------------------------------------------------------------
+
+
+def numbers(entry: Entry) -> dict[str, float]:
+    return {name: value for name, value in entry.values.items() if type(value) is float}
+
+
+def test_traced_hyper_parameters_give_the_same_steps(entry):
+    params, grads = problem()
+    run = jax.jit(lambda numbers: train(entry.make(**numbers), params, grads, jit=False)[0])
+    assert_close(run(numbers(entry)), train(entry.tx, params, grads)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_numpy_scalars_are_hyper_parameters_too(entry):
+    scalars = {name: np.float32(value) for name, value in numbers(entry).items()}
+    assert_close(
+        train(entry.make(**scalars), *problem()),
+        train(entry.tx, *problem()),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_a_constant_schedule_equals_its_number(entry):
+    if not entry.takes("learning_rate"):
+        return
+    base = {"base_lr": 1e-2} if entry.takes("base_lr") else {}
+    schedule = entry.make(learning_rate=lambda step: jnp.where(step < 0, 0.0, 1e-2), **base)
+    number = entry.make(learning_rate=1e-2, **base)
+    assert_close(train(schedule, *problem())[0], train(number, *problem())[0])
+
+
+def test_the_schedule_counts_from_zero(entry):
+    if not entry.takes("learning_rate"):
+        return
+    base = {"base_lr": 1e-2} if entry.takes("base_lr") else {}
+    params, grads = problem(steps=2)
+
+    def trajectory(rate):
+        decay = {"weight_decay": 0.0} if entry.takes("weight_decay") else {}
+        tx = entry.make(learning_rate=rate, **decay, **base)
+        return helpers.trajectory(tx, params, grads)
+
+    start, first, second = trajectory(lambda step: jnp.where(step == 0, 0.0, 1e-2))
+    assert_same(first, start)
+    assert not np.allclose(second["w"], first["w"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_inject_hyperparams_gives_the_same_steps(entry, dtype):
+    params, grads = problem(dtype)
+    inject = optax.inject_hyperparams(entry.factory, hyperparam_dtype=jnp.float32)
+    injected, state = train(inject(**entry.arguments), params, grads)
+    plain, _ = train(entry.tx, params, grads)
+    assert {leaf.dtype for leaf in jax.tree.leaves(injected)} == {jnp.dtype(dtype)}
+    coarse = 1e-2 if dtype == "bfloat16" else 1e-4
+    assert_close(injected, plain, rtol=coarse, atol=0.1 * coarse)
+    assert set(numbers(entry)) <= set(state.hyperparams)
+
+
+def test_inject_hyperparams_keeps_the_state_constant(entry):
+    params, grads = problem()
+    tx = optax.inject_hyperparams(entry.factory)(**entry.arguments)
+    state = jax.jit(tx.init)(params)
+    _, after = train(tx, params, grads)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert helpers.specification(after) == helpers.specification(state)
+
+
+# --- parameters and extra arguments -----------------------------------------------------------
+
+
+def test_unknown_keyword_arguments_are_ignored(tx):
+    params, grads = problem()
+    state = tx.init(params)
+    desired = tx.update(grads[0], state, params)
+    assert_same(tx.update(grads[0], state, params, value=1.0, value_fn=abs, step=3), desired)
+
+
+def test_it_is_a_gradient_transformation_with_extra_arguments(tx):
+    assert isinstance(tx, optax.GradientTransformationExtraArgs)
+
+
+def test_parameters_may_come_by_keyword(tx):
+    params, grads = problem()
+    state = tx.init(params)
+    assert_same(
+        tx.update(grads[0], state, params=params),
+        tx.update(updates=grads[0], state=state, params=params),
+    )
+
+
+def test_update_without_parameters_works_or_asks_for_them(entry):
+    params, grads = problem()
+    tx = entry.tx
+    state = tx.init(params)
+    if entry.needs_params == "never":
+        assert_same(tx.update(grads[0], state), tx.update(grads[0], state, params))
+        return
+    with pytest.raises(ValueError, match=r"params is None.*call update\(gradients, state, p"):
+        tx.update(grads[0], state)
+
+
+def test_no_decay_needs_no_parameters(entry):
+    if not entry.takes("weight_decay") or entry.needs_params == "always":
+        return
+    params, grads = problem()
+    tx = entry.make(weight_decay=0)
+    state = tx.init(params)
+    assert_same(tx.update(grads[0], state), tx.update(grads[0], state, params))
+
+
+# --- compositions -----------------------------------------------------------------------------
+
+
+def test_masked_leaves_the_other_leaves_alone(tx):
+    params, grads = problem()
+    params["n"], grads[0]["n"] = jnp.arange(3), jnp.ones(3)
+    masked = optax.masked(tx, {"w": True, "b": True, "n": False})
+    updates, _ = jax.jit(masked.update)(grads[0], masked.init(params), params)
+    assert_same(updates.pop("n"), grads[0].pop("n"))
+    params.pop("n")
+    assert_close(updates, tx.update(grads[0], tx.init(params), params)[0])
+
+
+def test_partition_runs_it_on_its_share(tx):
+    params, grads = problem()
+    labels = {"w": "tx", "b": "sgd"}
+    both = optax.partition({"tx": tx, "sgd": optax.sgd(0.5)}, labels)
+    together, _ = train(both, params, grads)
+    mine = lambda tree: {"w": tree["w"]}  # noqa: E731
+    assert_close(mine(together), train(tx, mine(params), [mine(g) for g in grads])[0])
+
+
+def test_chain_after_a_clip_equals_clipping_by_hand(tx):
+    params, grads = problem()
+    clip = optax.clip_by_global_norm(0.5)
+    clipped = [clip.update(g, optax.EmptyState())[0] for g in grads]
+    assert_close(
+        train(optax.chain(clip, tx), params, grads)[0], train(tx, params, clipped)[0], atol=1e-5
+    )
+
+
+def test_multi_steps_equals_a_step_on_the_mean(tx):
+    params, grads = problem(steps=4)
+    accumulated = optax.MultiSteps(tx, every_k_schedule=2).gradient_transformation()
+    pairs = [(grads[0], grads[1]), (grads[2], grads[3])]
+    means = [jax.tree.map(lambda a, b: (a + b) / 2, *pair) for pair in pairs]
+    assert_close(train(accumulated, params, grads)[0], train(tx, params, means)[0], atol=1e-5)
+
+
+def test_apply_if_finite_steps_over_a_broken_gradient(tx):
+    params, grads = problem()
+    broken = jax.tree.map(lambda g: g * jnp.nan, grads[0])
+    guarded = optax.apply_if_finite(tx, max_consecutive_errors=3)
+    actual, _ = train(guarded, params, [grads[0], broken, *grads[1:]])
+    assert_close(actual, train(tx, params, grads)[0])
+
+
+def test_map_params_visits_the_moments_and_nothing_else(tx):
+    params, grads = problem()
+    _, state = train(tx, params, grads)
+    zeroed = optax.tree.map_params(tx, jnp.zeros_like, state, transform_non_params=jnp.ones_like)
+    assert jax.tree.structure(zeroed) == jax.tree.structure(state)
+    for (path, old), new in zip(
+        jax.tree_util.tree_flatten_with_path(state)[0], jax.tree.leaves(zeroed), strict=True
+    ):
+        is_moment = isinstance(path[-1], jax.tree_util.DictKey)
+        assert bool(jnp.all(new == (0 if is_moment else 1))), jax.tree_util.keystr(path)
+        assert old.shape == new.shape
+
+
+def test_flax_train_state_steps(tx):
+    params, grads = problem()
+    state = train_state.TrainState.create(apply_fn=abs, params=params, tx=tx)
+    for g in grads:
+        state = state.apply_gradients(grads=g)
+    assert_close((state.params, state.opt_state), train(tx, params, grads), rtol=2e-6)
+
+
+def matrices(params: Any) -> Any:
+    return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+def train_nnx(tx: optax.GradientTransformation) -> dict[str, jax.Array]:
+    """Two updates of a linear model; the gradients are its own parameters."""
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    for _ in range(2):
+        optimizer.update(model, nnx.grad(half_square)(model))
+    return linear_params(model)
+
+
+def half_square(model: nnx.Linear) -> jax.Array:
+    return optax.tree.norm(linear_params(model), squared=True) / 2
+
+
+def linear_params(model: nnx.Linear) -> dict[str, jax.Array]:
+    assert model.bias is not None
+    return {"kernel": model.kernel[...], "bias": model.bias[...]}
+
+
+def train_plain(tx: optax.GradientTransformation) -> Any:
+    params: Any = linear_params(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
+    state = tx.init(params)
+    for _ in range(2):
+        params, state = helpers.one_step(tx)(params, state, params)
+    return params
+
+
+def test_nnx_optimizer_steps(tx):
+    assert_close(train_nnx(tx), train_plain(tx))
+
+
+def test_nnx_optimizer_takes_a_callable_mask(entry):
+    masks = [name for name in entry.values if name.endswith("mask")]
+    if not masks:
+        return
+    tx = entry.make(**dict.fromkeys(masks, matrices))
+    prefix = entry.make(**{name: {"kernel": True, "bias": False} for name in masks})
+    assert_close(train_nnx(tx), train_plain(prefix))
+
+
+def test_orbax_brings_back_the_bits(tx, tmp_path):
+    params, grads = problem(steps=4)
+    saved = train(tx, params, grads[:2])
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", saved)
+        checkpointer.wait_until_finished()
+        abstract = jax.eval_shape(lambda: (params, tx.init(params)))
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract
+        )
+        restored = checkpointer.restore(tmp_path / "state", abstract)
+    assert_same(restored, saved)
+    step = jax.jit(helpers.one_step(tx))
+    assert_same(step(*restored, grads[2]), step(*saved, grads[2]))
+
+
+# --- trees ------------------------------------------------------------------------------------
+
+
+class Layer(NamedTuple):
+    kernel: Any
+    bias: Any
+
+
+TREES: dict[str, Any] = {
+    "scalar": {"s": ()},
+    "empty_leaf": {"e": (0,), "f": (2, 0, 3), "w": (2, 2)},
+    "none_leaf": {"w": (2, 2), "n": None},
+    "tuple": ((2,), ((2, 2),), [(3,), ()]),
+    "named_tuple": Layer((2, 3), None),
+    "bare_array": (2, 3),
+    "empty_dict": {},
+    "empty_subtree": {"a": {}, "b": [(2,)]},
+    "nested": {"a": {"b": {"c": (2,)}}, "d": [{"e": (1, 1)}]},
+}
+
+
+@pytest.mark.parametrize("shapes", TREES.values(), ids=TREES.keys())
+def test_any_tree_of_parameters_works(tx, shapes):
+    params, grads = problem(shapes=shapes)
+    state = tx.init(params)
+    after, new_state = train(tx, params, grads, jit=False)
+    assert jax.tree.structure((after, new_state)) == jax.tree.structure((params, state))
+    assert_finite((after, new_state))
+    moved = jax.tree.map(lambda a, p: p.size == 0 or bool(jnp.any(a != p)), after, params)
+    assert all(jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("zero", ["gradients", "parameters", "both"])
+def test_zeros_stay_finite(tx, zero, dtype):
+    params, grads = problem(dtype)
+    if zero != "gradients":
+        params = optax.tree.zeros_like(params)
+    if zero != "parameters":
+        grads = [optax.tree.zeros_like(g) for g in grads]
+    after = train(tx, params, grads, jit=False)
+    assert_finite(after)
+    if zero == "both":
+        assert_same(after[0], params)
+
+
+def test_complex_parameters_work_or_are_refused_at_init(entry):
+    params, grads = problem("complex64")
+    tx = entry.tx
+    if not entry.complex_ok:
+        with pytest.raises(TypeError, match=r"params\['b'\] has dtype complex64"):
+            tx.init(params)
+        return
+    state = tx.init(params)
+    after, new_state = train(tx, params, grads)
+    assert {leaf.dtype for leaf in jax.tree.leaves(after)} == {jnp.dtype("complex64")}
+    assert_finite((after, new_state))
+    assert helpers.specification(new_state) == helpers.specification(state)
+
+
+def test_real_numbers_in_complex_clothes_take_the_same_steps(entry):
+    if not entry.complex_ok:
+        return
+    params, grads = problem()
+    dress = functools.partial(jax.tree.map, lambda x: x.astype(jnp.complex64))
+    actual, _ = train(entry.tx, dress(params), [dress(g) for g in grads])
+    assert_close(actual, dress(train(entry.tx, params, grads)[0]))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "bool"])
+def test_integer_parameters_are_refused_by_name(tx, dtype):
+    params = {"w": jnp.ones(2), "layers": [jnp.ones(2, dtype)]}
+    with pytest.raises(TypeError, match=rf"params\['layers'\]\[0\] has dtype {dtype}.*cast it"):
+        tx.init(params)
+
+
+# --- many devices -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
+def test_sharded_parameters_keep_the_states_sharding_and_the_result(tx, axis_type):
+    kind = getattr(jax.sharding.AxisType, axis_type)
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,), devices=jax.devices("cpu")[:8])
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    shardings = {"w": spread, "b": everywhere}
+    params, grads = problem(shapes={"w": (16, 4), "b": (4,)})
+    desired, _ = train(tx, params, grads)
+    params, grads = jax.device_put((params, grads), (shardings, [shardings] * len(grads)))
+
+    @jax.jit
+    def step(params, state, grads):
+        return helpers.one_step(tx)(params, state, grads)
+
+    state = tx.init(params)
+    for g in [None, *grads]:
+        if g is not None:
+            params, state = step(params, state, g)
+        for leaf in helpers.parameter_leaves(tx, state):
+            own = spread if leaf.ndim == 2 else everywhere
+            assert leaf.sharding.is_equivalent_to(own, leaf.ndim)
+    assert params["w"].sharding.is_equivalent_to(spread, 2)
+    assert_close(jax.device_get(params), jax.device_get(desired))

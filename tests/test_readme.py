@@ -1,0 +1,41 @@
+"""The README's code runs, and its table says what the states really hold."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import optax_zoo as zoo
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+TABLE = re.findall(r"^\| `(\w+)` \| .*? \| (\d+) \|", README, re.MULTILINE)
+
+
+def test_every_python_block_runs():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 4
+    names = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["tx"].init(names["params"])
+
+
+@pytest.mark.parametrize(("name", "bytes_per_parameter"), TABLE)
+def test_the_table_gives_the_true_state_size(name, bytes_per_parameter):
+    params = jnp.zeros((1000, 100))
+    needs_rate = name in ("lion", "lars", "lamb")
+    tx = getattr(zoo, name)(1e-3) if needs_rate else getattr(zoo, name)()
+    state = jax.eval_shape(tx.init, params)
+    total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    assert round(total / params.size, 1) == float(bytes_per_parameter)
+
+
+def test_the_table_has_every_optimizer():
+    optimizers = {
+        name
+        for name in zoo.__all__
+        if name.islower() and not name.startswith(("scale_", "large_batch"))
+    }
+    assert {name for name, _ in TABLE} == optimizers
