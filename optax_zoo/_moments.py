@@ -48,7 +48,7 @@ def abs_sq(x: jax.Array) -> jax.Array:
 
 
 def root(x: jax.Array) -> jax.Array:
-    """The square root, with gradient 0 (not inf · 0) at 0."""
+    """The square root; that of a sum of squares has gradient 0 at 0, not inf · 0."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), x)
 

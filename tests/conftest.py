@@ -1,9 +1,10 @@
 """A strict JAX for the whole suite: eight host devices, no silent rank promotion."""
 
-import helpers
 import jax
 import pytest
 from hypothesis import settings
+
+import helpers
 
 # Before the first array: the CPU backend starts with them.
 jax.config.update("jax_num_cpu_devices", 8)

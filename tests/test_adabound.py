@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
+import optax_zoo as zoo
 from helpers import (
     assert_close,
     assert_finite,
@@ -13,8 +15,6 @@ from helpers import (
     problem,
     train,
 )
-
-import optax_zoo as zoo
 
 
 def test_open_bounds_are_adam(x64):

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_close, assert_finite, call, problem, train
 
 import optax_zoo as zoo
+from helpers import assert_close, assert_finite, call, problem, train
 
 # Near 887,000 steps the paper's second moment overflows float32.
 LATE = [0, 10, 6_930, 887_000, 2_000_000, 2**31 - 2]

@@ -5,6 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import optax_zoo as zoo
 from helpers import (
     assert_close,
     call,
@@ -12,8 +14,6 @@ from helpers import (
     train,
     updates_of,
 )
-
-import optax_zoo as zoo
 
 
 def test_the_bounds_are_called_with_the_step_from_one():

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from laws import TABLE
 
 import optax_zoo as zoo
+from laws import TABLE
 
 NAN, INF = math.nan, math.inf
 

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import references
-from helpers import enable_x64, trajectory
 
 import optax_zoo as zoo
+import references
+from helpers import enable_x64, trajectory
 
 GOLDEN = Path(__file__).parent / "golden"
 LEAVES = ("w", "b", "k", "s", "z")

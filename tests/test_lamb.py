@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
+import optax_zoo as zoo
 from helpers import (
     assert_close,
     call,
@@ -15,8 +17,6 @@ from helpers import (
     random_tree,
     train,
 )
-
-import optax_zoo as zoo
 from optax_zoo import _lamb
 
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_finite, problem, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optax_zoo as zoo
+from helpers import assert_finite, problem, train
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
+import optax_zoo as zoo
 from helpers import (
     assert_close,
     call,
@@ -12,8 +14,6 @@ from helpers import (
     train,
     updates_of,
 )
-
-import optax_zoo as zoo
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

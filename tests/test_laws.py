@@ -3,7 +3,6 @@
 import functools
 from typing import Any, NamedTuple
 
-import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,8 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from flax.training import train_state
+
+import helpers
 from helpers import assert_close, assert_finite, assert_same, problem, random_tree, train
 from laws import TABLE, Entry
 

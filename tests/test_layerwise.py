@@ -4,6 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
+import optax_zoo as zoo
 from helpers import (
     assert_close,
     assert_same,
@@ -13,8 +15,6 @@ from helpers import (
     train,
     updates_of,
 )
-
-import optax_zoo as zoo
 
 
 def ratio_of(tx, params, updates):

@@ -1,13 +1,13 @@
 """Optax's links inside the optimizers: dtypes and the decay of 0."""
 
-import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import call
 
+import helpers
+from helpers import call
 from optax_zoo import _links
 
 

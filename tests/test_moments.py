@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import enable_x64
 
+from helpers import enable_x64
 from optax_zoo import _moments
 
 

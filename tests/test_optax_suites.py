@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import optax
-from laws import TABLE
 
 import optax_zoo as zoo
+from laws import TABLE
 
 OPTIMIZERS = [
     {"opt_name": name, "opt_kwargs": dict(entry.converges)}

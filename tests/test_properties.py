@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_finite, call, enable_x64, problem, specification, train, updates_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import TABLE
 
 import optax_zoo as zoo
+from helpers import assert_finite, call, enable_x64, problem, specification, train, updates_of
+from laws import TABLE
 
 names = pytest.mark.parametrize("name", TABLE)
 

@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import references
-from helpers import enable_x64, trajectory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optax_zoo as zoo
+import references
+from helpers import enable_x64, trajectory
 
 SHAPES = {"w": (4, 3), "k": (3, 2, 2), "s": ()}
 STEPS = 6

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_close, assert_same, call, enable_x64, problem, train, updates_of
 
 import optax_zoo as zoo
+from helpers import assert_close, assert_same, call, enable_x64, problem, train, updates_of
 
 
 def links(b1=0.9, b2=0.99, weight_decay=1e-3, learning_rate=1e-2):

@@ -23,9 +23,10 @@ class Tuning(NamedTuple):
     arguments: Mapping[str, float] = MappingProxyType({})
 
 
-# Each from the same small budget of runs; the comments hold the held-out bits per byte.
+# The best of four peak learning rates for each, over 250 steps of width 128.
 TUNED = {
-    # A momentum of 100 steps, Lion's default, lags in runs this short: 2.29 instead of 2.05.
+    # Lion's default, a momentum of 100 steps, lags in runs this short: after 1600 it reached 2.29
+    # bits per byte, this one 2.05.
     "lion": Tuning(1e-3, 1.0, {"b2": 0.95}),
     "lars": Tuning(3.0, 1e-4),
     "lamb": Tuning(1e-2, 0.1),

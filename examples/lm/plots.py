@@ -9,13 +9,13 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, StrMethodFormatter
 from matplotlib.typing import ColorType
 
 from lm.run_folder import Row
 
 SMOOTHING = 0.02  # the share of a curve over which the training loss is averaged
-TICKS = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+TICKS = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 5, 6, 8)
 
 
 def draw_curves(curves: Mapping[str, Sequence[Row]], title: str, path: Path) -> None:
@@ -30,10 +30,10 @@ def draw_curves(curves: Mapping[str, Sequence[Row]], title: str, path: Path) -> 
     axes.plot([], color="grey", linewidth=1, alpha=0.6, label="training, smoothed")
     axes.legend(title="held out, with the last value")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    axes.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
+    axes.yaxis.set_major_locator(FixedLocator(TICKS))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.minorticks_off()
-    lowest = min(row["train_bits_per_byte"] for rows in curves.values() for row in rows)
-    axes.set(xlim=(0, None), ylim=(0.95 * lowest, 8.5))
+    axes.set(xlim=(0, None), ylim=(None, 8.5))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
