@@ -1,6 +1,6 @@
 """Trains a byte-level Transformer language model on Python's standard library.
 
-    python examples/train_lm.py                                   # Lion, two minutes on two cores
+    python examples/train_lm.py                                   # Lion, a minute and a half
     python examples/train_lm.py --optimizer adamw --steps 200 --out runs/adamw
     python examples/train_lm.py --compare lion,adamw,lamb,adabound --out runs/compare
     python examples/train_lm.py --resume                          # after Ctrl-C

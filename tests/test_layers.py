@@ -22,11 +22,6 @@ def test_more_layer_axes_than_axes_are_refused_at_init(layer_axes):
         zoo.lamb(1e-3, layer_axes=layer_axes).init({"w": jnp.ones(3)})
 
 
-class Nested(nnx.Module):
-    def __init__(self):
-        self.hidden = nnx.List([nnx.Linear(2, 2, rngs=nnx.Rngs(0))])
-
-
 def test_the_callable_sees_the_same_paths_in_init_and_update_of_nnx():
     seen: list[set] = [set()]
 
@@ -35,11 +30,11 @@ def test_the_callable_sees_the_same_paths_in_init_and_update_of_nnx():
         assert leaf.ndim in (1, 2)
         return 0
 
-    model = Nested()
+    model = nnx.Sequential(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
     optimizer = nnx.Optimizer(model, zoo.lamb(1e-3, layer_axes=layer_axes), wrt=nnx.Param)
     seen.append(set())
     optimizer.update(model, nnx.state(model, nnx.Param))
-    assert seen[0] == seen[1] == {("hidden", "0", "kernel"), ("hidden", "0", "bias")}
+    assert seen[0] == seen[1] == {("layers", "0", "kernel"), ("layers", "0", "bias")}
 
 
 def test_a_path_names_keys_attributes_and_indices():

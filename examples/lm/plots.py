@@ -15,6 +15,7 @@ from matplotlib.typing import ColorType
 from lm.run_folder import Row
 
 SMOOTHING = 0.02  # the share of a curve over which the training loss is averaged
+READABLE = 5  # more runs than this are drawn without their noisy training losses
 TICKS = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 5, 6, 8)
 
 
@@ -26,8 +27,11 @@ def draw_curves(curves: Mapping[str, Sequence[Row]], title: str, path: Path) -> 
     styles = product("os^", matplotlib.color_sequences["tab10"])
     ranked = sorted(curves, key=lambda name: final_bits(curves[name]))
     for name, (marker, colour) in zip(ranked, styles, strict=False):
-        _draw_run(axes, name, curves[name], marker, colour)
-    axes.plot([], color="grey", linewidth=1, alpha=0.6, label="training, smoothed")
+        _draw_held_out(axes, name, curves[name], marker, colour)
+        if len(curves) <= READABLE:
+            _draw_training(axes, curves[name], colour)
+    if len(curves) <= READABLE:
+        axes.plot([], color="grey", linewidth=1, alpha=0.6, label="training, smoothed")
     axes.legend(title="held out, with the last value")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(FixedLocator(TICKS))
@@ -45,10 +49,9 @@ def final_bits(rows: Sequence[Row]) -> float:
     return bits[-1] if bits else math.inf
 
 
-def _draw_run(axes: Axes, name: str, rows: Sequence[Row], marker: str, colour: ColorType) -> None:
-    steps = [row["step"] for row in rows]
-    train = np.array([row["train_bits_per_byte"] for row in rows])
-    axes.plot(steps, _smoothed(train), color=colour, linewidth=1, alpha=0.4)
+def _draw_held_out(
+    axes: Axes, name: str, rows: Sequence[Row], marker: str, colour: ColorType
+) -> None:
     evaluated = [row for row in rows if row["held_out_loss"] is not None]
     axes.plot(
         [row["step"] for row in evaluated],
@@ -58,6 +61,11 @@ def _draw_run(axes: Axes, name: str, rows: Sequence[Row], marker: str, colour: C
         marker=marker,
         color=colour,
     )
+
+
+def _draw_training(axes: Axes, rows: Sequence[Row], colour: ColorType) -> None:
+    bits = np.array([row["train_bits_per_byte"] for row in rows])
+    axes.plot([row["step"] for row in rows], _smoothed(bits), color=colour, linewidth=1, alpha=0.4)
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
