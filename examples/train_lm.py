@@ -19,8 +19,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from lm import UsageError
-from lm.data import Corpus, load_corpus
+from lm import DivergedError, UsageError
+from lm.data import Corpus, check_length, load_corpus
 from lm.interrupt import stop_on_interrupt
 from lm.optimizers import find_optimizer, tuning
 from lm.plots import draw_curves, final_bits
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     settings = tyro.cli(Settings, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     console = Console()
+    before = RunFolder(settings.out).config()
     try:
         with stop_on_interrupt() as stop:
             finished = run(settings, console, stop)
@@ -46,10 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finished = False
     if finished:
         return 0
-    kept = [argument for argument in arguments if argument not in ("--overwrite", "--resume")]
-    if RunFolder(settings.out).config() is not None:
-        kept.append("--resume")
-    command = shlex.join(["python", sys.argv[0], *kept])
+    if RunFolder(settings.out).config() != before:  # this run has begun
+        arguments = [a for a in arguments if a not in ("--overwrite", "--resume")] + ["--resume"]
+    command = shlex.join([sys.executable, sys.argv[0], *arguments])
     console.print(f"stopped; continue with: {command}", markup=False, soft_wrap=True)
     return INTERRUPTED
 
@@ -57,22 +57,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(settings: Settings, console: Console, stop: threading.Event) -> bool:
     """Trains, draws and reports; tells whether every run reached its last step."""
     settings.check()
-    corpus = load_corpus(settings.text)
+    corpus = load_corpus(settings.text, without=settings.out)
+    check_length(corpus, settings.context)
     compared = [settings.member(name) for name in settings.compared()]
     runs = [one.resolved() for one in compared or [settings]]
     trainings = [prepare(one) for one in runs]  # all, so that errors come before any training
     if compared:
         open_folder(settings, corpus, resume=settings.resume)
     curves: dict[str, list[Row]] = {}
+    diverged: list[str] = []
     for one, training in zip(runs, trainings, strict=True):
         if stop.is_set():
             break
         begun = RunFolder(one.out).config() is not None
         folder = open_folder(one, corpus, resume=one.resume and (begun or not compared))
         introduce(one, training, corpus, console)
-        train(one, training, corpus, folder, console, stop)
-        curves[one.optimizer] = folder.rows()
+        try:
+            train(one, training, corpus, folder, console, stop)
+        except DivergedError as error:  # the other runs of a comparison go on
+            diverged.append(str(error))
+        if rows := folder.rows():
+            curves[one.optimizer] = rows
     report(settings, curves, corpus.source, console)
+    if diverged:
+        raise UsageError("; ".join(diverged))
     return len(curves) == len(runs) and all(
         rows[-1]["step"] == settings.steps for rows in curves.values()
     )
@@ -81,7 +89,7 @@ def run(settings: Settings, console: Console, stop: threading.Event) -> bool:
 def open_folder(settings: Settings, corpus: Corpus, *, resume: bool) -> RunFolder:
     """Begins a run in its folder, or checks that the one there is the same."""
     folder = RunFolder(settings.out)
-    config = {**settings.identity(), "text": f"with sha256 {corpus.fingerprint()}"}
+    config = {**settings.identity(), "text": corpus.fingerprint()}
     if resume:
         folder.resume(config)
     else:

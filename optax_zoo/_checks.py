@@ -56,7 +56,8 @@ def check_number(
 
 def is_zero(value: Any) -> bool:
     """Whether `value` is the number 0, not an array or a schedule that may be."""
-    return isinstance(value, _NUMBERS) and value == 0
+    is_number = isinstance(value, (*_NUMBERS, np.ndarray))
+    return is_number and np.ndim(value) == 0 and value == 0
 
 
 def check_decay_rate(name: str, value: Any, default: float) -> None:
@@ -108,11 +109,13 @@ def check_dtype(name: str, value: Any) -> None:
     remedy = "pass e.g. jnp.bfloat16"
     if isinstance(value, jax.Array):
         remedy += f" (under optax.inject_hyperparams list it in static_args=({name!r},))"
-    try:
-        floating = jnp.issubdtype(jnp.dtype(value), jnp.floating)
-    except TypeError:
         floating = False
-    if not floating or isinstance(value, jax.Array):
+    else:
+        try:
+            floating = jnp.issubdtype(jnp.dtype(value), jnp.floating)
+        except TypeError:
+            floating = False
+    if not floating:
         raise TypeError(f"{name} must be a floating-point dtype or None, got {value!r}; {remedy}")
 
 

@@ -74,10 +74,12 @@ def scale_by_sign_momentum(
     from_new_momentum = numbers and b2 > 0 and b1 <= b2
 
     def direction(g, old, new):
-        if from_new_momentum:
-            mixed = b1 / b2 * new + (1 - b1 / b2) * _moments.widen(g)
-        else:
+        if not from_new_momentum:
             mixed = _moments.ema(g, old, b1)
+        elif b1 == b2:
+            mixed = new
+        else:
+            mixed = b1 / b2 * new + (1 - b1 / b2) * _moments.widen(g)
         return jnp.sign(mixed).astype(jnp.result_type(g))
 
     def init(params):

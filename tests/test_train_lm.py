@@ -266,3 +266,28 @@ def test_errors_take_one_line_and_name_the_remedy(more, words, text, tmp_path, m
 def test_an_optimizer_comes_from_the_zoo_first_then_from_optax():
     assert train_lm.find_optimizer("lion") == (zoo.lion, "optax_zoo")
     assert train_lm.find_optimizer("adamw") == (optax.adamw, "optax")
+
+
+def test_one_diverged_run_does_not_cost_the_others(text, tmp_path, capsys):
+    out = tmp_path / "all"
+    assert call(text, out, "--compare", "sgd,adamw", "--learning-rate", "1e6") == 2
+    assert "sgd's loss is" in capsys.readouterr().err
+    assert RunFolder(out / "adamw").rows()
+    assert RunFolder(out).picture.exists()
+
+
+def test_too_little_text_is_refused_before_the_run_begins(tmp_path, capsys):
+    short = tmp_path / "short.txt"
+    short.write_text("too short for a window")
+    assert call(short, tmp_path / "run") == 2
+    assert "--context 16" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_does_not_read_what_it_writes(text, tmp_path):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for source in text.iterdir():
+        (folder / source.name).write_bytes(source.read_bytes())
+    assert call(folder, folder / "run") == 0
+    assert call(folder, folder / "run", "--resume") == 0

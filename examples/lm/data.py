@@ -29,13 +29,16 @@ class Corpus(NamedTuple):
         return digest.hexdigest()[:16]
 
 
-def load_corpus(text: Path | None = None) -> Corpus:
-    """Reads `text`, a file or a folder of files, or without it Python's standard library."""
+def load_corpus(text: Path | None = None, *, without: Path | None = None) -> Corpus:
+    """Reads `text`, a file or a folder of files, or without it Python's standard library.
+
+    Hidden files and folders, and the folder `without`, are left out.
+    """
     if text is None:
         root = Path(sysconfig.get_path("stdlib"))
-        files, source = _files(root, "*.py"), "Python's standard library"
+        files, source = _files(root, "*.py", without), "Python's standard library"
     elif text.is_dir():
-        files, source = _files(text, "*"), str(text)
+        files, source = _files(text, "*", without), str(text)
     elif text.is_file():
         files, source = [text], str(text)
     else:
@@ -70,6 +73,12 @@ def even_windows(text: np.ndarray, count: int, context: int) -> np.ndarray:
     return windows[starts]
 
 
+def check_length(corpus: Corpus, context: int) -> None:
+    """Raises a UsageError unless a window fits on both sides of the split."""
+    for side in (corpus.train, corpus.held_out):
+        _windows(side, context)
+
+
 def _windows(text: np.ndarray, context: int) -> np.ndarray:
     if len(text) <= context:
         raise UsageError(
@@ -79,9 +88,15 @@ def _windows(text: np.ndarray, context: int) -> np.ndarray:
     return np.lib.stride_tricks.sliding_window_view(text, context + 1)
 
 
-def _files(root: Path, pattern: str) -> list[Path]:
+def _files(root: Path, pattern: str, without: Path | None) -> list[Path]:
     def kept(path: Path) -> bool:
-        return path.is_file() and SKIPPED_FOLDERS.isdisjoint(path.relative_to(root).parts)
+        parts = path.relative_to(root).parts
+        return (
+            path.is_file()
+            and SKIPPED_FOLDERS.isdisjoint(parts)
+            and not any(part.startswith(".") for part in parts)
+            and not (without is not None and path.resolve().is_relative_to(without.resolve()))
+        )
 
     return sorted(filter(kept, root.rglob(pattern)))
 

@@ -59,7 +59,7 @@ def find_optimizer(name: str) -> tuple[Callable[..., optax.GradientTransformatio
 
 
 def warmup_cosine(peak: float, warmup: int, steps: int) -> optax.Schedule:
-    """Rises linearly from peak / warmup to the peak, then falls to zero by a cosine."""
+    """Rises linearly to the peak over `warmup` steps, then falls to zero by a cosine."""
     return optax.schedules.warmup_cosine_decay_schedule(
         init_value=peak / (warmup + 1),
         peak_value=peak,
@@ -91,7 +91,10 @@ def make_optimizer(
             )
         arguments["weight_decay"] = weight_decay
     _check_complete(name, parameters, arguments)
-    optimizer = factory(schedule, **arguments)
+    try:
+        optimizer = factory(schedule, **arguments)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--optimizer {name}: {str(error).splitlines()[0]}") from error
     if clip_norm is None:
         return optimizer
     return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,12 @@ class RunFolder:
             raise UsageError(
                 f"--out {self.name}: holds something other than a run; choose a new folder"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
-        _replace(self._config, json.dumps({"kind": KIND, **config}, indent=2) + "\n")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--out {self.name}: {error}; choose another folder") from error
+        begun = {"kind": KIND, "begun": time.time(), **config}
+        _replace(self._config, json.dumps(begun, indent=2) + "\n")
 
     def resume(self, config: Mapping[str, Any]) -> None:
         """Checks that the run here was started with the same configuration."""
@@ -55,6 +60,11 @@ class RunFolder:
         if started is None:
             raise UsageError(f"--resume: no run in {self.name}; start one without --resume")
         for key, value in json.loads(json.dumps(config)).items():
+            if started.get(key) != value and key == "text":
+                raise UsageError(
+                    f"--text differs: not the bytes that the run in {self.name} was started with; "
+                    "resume it with the same text, or choose another --out"
+                )
             if started.get(key) != value:
                 raise UsageError(
                     f"--{key.replace('_', '-')} {_shown(value)}: the run in {self.name} was "

@@ -1,6 +1,7 @@
 """The settings of a run."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,8 @@ class Settings:
                 f"--warmup {self.warmup}: must be below the {self.steps} steps; "
                 "lower it or raise --steps"
             )
+        if self.seed >= 2**31:
+            raise UsageError(f"--seed {self.seed}: must be below {2**31}")
         if self.resume and self.overwrite:
             raise UsageError("--resume --overwrite: one keeps the run, one replaces it; choose one")
         names = self.compared()
@@ -110,14 +113,14 @@ class Settings:
 
 def _at_least(settings: Settings, name: str, least: int) -> None:
     value = getattr(settings, name)
-    if value is not None and value < least:
-        raise UsageError(f"{_flag(name)} {value}: must be at least {least}")
+    if value is not None and not least <= value < math.inf:
+        raise UsageError(f"{_flag(name)} {value}: must be a finite number of at least {least}")
 
 
 def _positive(settings: Settings, name: str) -> None:
     value = getattr(settings, name)
-    if value is not None and not value > 0:
-        raise UsageError(f"{_flag(name)} {value}: must be above 0")
+    if value is not None and not 0 < value < math.inf:
+        raise UsageError(f"{_flag(name)} {value}: must be a finite number above 0")
 
 
 def _flag(name: str) -> str:

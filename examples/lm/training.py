@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from rich.console import Console
 
-from lm import UsageError
+from lm import DivergedError
 from lm.data import Corpus, even_windows, random_windows
 from lm.model import ByteTransformer, next_byte_loss
 from lm.optimizers import check_update, make_optimizer, warmup_cosine
@@ -139,8 +139,8 @@ def _losses(split: str, nats: float | None) -> Row:
 
 def _finite(loss: float, settings: Settings, step: int) -> float:
     if not math.isfinite(loss):
-        raise UsageError(
+        raise DivergedError(
             f"--learning-rate {settings.learning_rate:g}: {settings.optimizer}'s loss is {loss} "
-            f"at step {step}; use a lower one, or --clip-norm 1, with --overwrite"
+            f"at step {step}; use a lower one, or --clip-norm 1"
         )
     return loss
