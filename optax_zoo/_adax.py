@@ -71,9 +71,7 @@ def scale_by_adax(
     _checks.check_number(
         "b2", b2, above=0.0, below=1.0, remedy="the usual value is 1e-4 (it is not Adam's b2)"
     )
-    # A weight that never saw a gradient has 0 / eps.
-    tiny = float(jnp.finfo(jnp.float32).tiny)
-    _checks.check_number("eps", eps, at_least=tiny, remedy="pass e.g. 1e-12")
+    _checks.check_number("eps", eps, at_least=_checks.LEAST_EPS, remedy="pass e.g. 1e-12")
     _checks.check_dtype("mu_dtype", mu_dtype)
     log_growth = jnp.log1p(b2) if isinstance(b2, jax.Array) else math.log1p(b2)
 

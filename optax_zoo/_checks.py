@@ -1,8 +1,8 @@
 """Errors about arguments, raised where an optimizer is built or initialised.
 
-Every message names the argument, the value seen and the remedy. Arrays, traced or not, pass
-untouched: their values belong to the compiled program (`optax.inject_hyperparams` makes such
-arrays of every number).
+Every message names the argument, the value seen and the remedy. Of arrays, traced or not, only the
+shape and the kind are looked at: their values belong to the compiled program
+(`optax.inject_hyperparams` makes such arrays of every number).
 """
 
 import math
@@ -16,6 +16,8 @@ import numpy as np
 from jax.core import Tracer
 
 _NUMBERS = (int, float, np.integer, np.floating)
+# The least eps that float32 does not flush to 0, where a weight without gradients has 0 / eps.
+LEAST_EPS = float(jnp.finfo(jnp.float32).tiny)
 
 
 def check_number(
@@ -120,20 +122,19 @@ def check_dtype(name: str, value: Any) -> None:
 
 
 def check_params(params: Any, *, who: str, complex_remedy: str | None = None) -> None:
-    """Raises if a leaf is not floating-point (or complex, where `complex_remedy` is given)."""
+    """Raises if a leaf is an integer or bool or, given a `complex_remedy`, if it is complex."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         dtype = jnp.result_type(leaf)
-        name = jax.tree_util.keystr(path) or "the parameter"
+        name = f"params{jax.tree_util.keystr(path)}"
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(
-                f"params{name if path else ''} has dtype {dtype}, and {who} updates only "
+                f"{name} has dtype {dtype}, and {who} updates only "
                 "floating-point arrays; leave it out with optax.masked or optax.partition, or "
                 "cast it"
             )
         if complex_remedy is not None and jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(
-                f"params{name if path else ''} has dtype {dtype}, which {who} does not support; "
-                f"{complex_remedy}"
+                f"{name} has dtype {dtype}, which {who} does not support; {complex_remedy}"
             )
 
 

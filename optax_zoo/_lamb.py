@@ -80,8 +80,8 @@ def lamb(
     _checks.check_decay_rate("b2", b2, 0.999)
     _checks.check_number("eps", eps, at_least=0.0, remedy="pass e.g. 1e-6")
     _checks.check_number("eps_root", eps_root, at_least=0.0, remedy="pass 0.0")
-    tiny = float(jnp.finfo(jnp.float32).tiny)
-    if not any(isinstance(e, jax.Array) for e in (eps, eps_root)) and eps + eps_root < tiny:
+    given = not isinstance(eps, jax.Array) and not isinstance(eps_root, jax.Array)
+    if given and eps + eps_root < _checks.LEAST_EPS:
         raise ValueError(
             f"eps is {eps!r} and eps_root {eps_root!r}: a weight that never saw a gradient would "
             "divide 0 by 0; make one of them positive in float32, e.g. eps=1e-6"
