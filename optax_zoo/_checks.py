@@ -200,3 +200,11 @@ def fitted_mask(name: str, mask: Any) -> Callable[[Any], Any]:
         return broadcast_prefix(name, found, tree)
 
     return fit
+
+
+def check_transformation(name: str, value: Any) -> None:
+    """Raises unless `value` has `init` and `update`."""
+    if not (callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))):
+        raise TypeError(
+            f"{name} must be a gradient transformation, got {value!r}; pass e.g. optax.identity()"
+        )

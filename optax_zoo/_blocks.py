@@ -1,0 +1,222 @@
+"""Parameters cut into blocks, and equal blocks of the whole tree stacked.
+
+All of it is static: rebuilt from shapes whenever a program is traced, stored nowhere.
+
+A worked example, `Blocks(size=4, merge_below=1)` and two parameters::
+
+    w (8, 6)  ->  axes of 4 + 4 and 3 + 3  ->  4 blocks (4, 3)
+    k (4, 3)  ->  one block (4, 3)
+                                       one stack (5, 4, 3): of w (0, 0), (0, 3), (4, 0), (4, 3); of k
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optax_zoo import _checks
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """How parameters are cut into the blocks that are preconditioned.
+
+    In this order: axes that count layers and axes of length 1 are dropped; a parameter with an
+    axis longer than `skip_above`, or fewer than two axes left, is not preconditioned; an axis
+    longer than `one_sided_above` gets no factor; neighbouring axes are merged, from the left,
+    while their product is at most `merge_below`, but never to a vector; axes are cut into equal
+    parts, up to one, of at most `size`.
+
+    Attributes:
+      size: Longest side of a block. A factor costs size² of memory and size³ of root work.
+      merge_below: Largest product of merged axes; None: `size`; 1: never merge.
+      skip_above: Longest axis of a parameter that is preconditioned; embeddings are longer.
+      one_sided_above: Longest axis that gets a factor; None: no limit.
+    """
+
+    size: int = 512
+    merge_below: int | None = None
+    skip_above: int = 8192
+    one_sided_above: int | None = None
+
+    def __post_init__(self):
+        _checks.check_integer("size", self.size, at_least=2, remedy="pass e.g. 512")
+        _checks.check_integer(
+            "skip_above", self.skip_above, at_least=1, remedy="pass the longest axis, e.g. 8192"
+        )
+        for name in ("merge_below", "one_sided_above"):
+            if getattr(self, name) is not None:
+                _checks.check_integer(
+                    name, getattr(self, name), at_least=1, remedy="pass a length or None"
+                )
+
+
+class Region(NamedTuple):
+    """Equal blocks of one parameter, adjacent in it.
+
+    Attributes:
+      leaf: The parameter's place in tree order.
+      starts: Where the region starts, for each axis of the parameter's matrix or tensor.
+      counts: How many blocks lie along each axis.
+      length: Blocks in all, those of every layer slice counted.
+    """
+
+    leaf: int
+    starts: tuple[int, ...]
+    counts: tuple[int, ...]
+    length: int
+
+
+class Group(NamedTuple):
+    """All blocks of one kind: one stack.
+
+    Attributes:
+      sizes: The shape of each block.
+      axes: The axes that get a factor.
+      dtype: What the statistics are kept in.
+      regions: Where the blocks come from, in the order of the stack.
+    """
+
+    sizes: tuple[int, ...]
+    axes: tuple[int, ...]
+    dtype: Any
+    regions: tuple[Region, ...]
+
+    @property
+    def length(self) -> int:
+        """The number of blocks."""
+        return sum(region.length for region in self.regions)
+
+    @property
+    def leaf_of_block(self) -> list[int]:
+        """For each block, its parameter's place in tree order."""
+        return [region.leaf for region in self.regions for _ in range(region.length)]
+
+
+class Plan(NamedTuple):
+    """How a tree is cut.
+
+    Attributes:
+      cores: For each leaf (layers, *axes as merged), or None where it is not preconditioned.
+      groups: The stacks.
+    """
+
+    cores: tuple[tuple[int, ...] | None, ...]
+    groups: tuple[Group, ...]
+
+
+def plan(leaves: Sequence[Any], layer_axes: Sequence[int], blocks: Blocks) -> Plan:
+    """Cuts a tree, given as leaves (anything with shape and dtype) and their layer axes."""
+    cores: list[tuple[int, ...] | None] = []
+    kinds: dict[tuple[Any, ...], list[Region]] = {}
+    for index, (leaf, layers) in enumerate(zip(leaves, layer_axes, strict=True)):
+        core = _core(leaf.shape[layers:], blocks) if math.prod(leaf.shape) else None
+        if core is None:
+            cores.append(None)
+            continue
+        lengths, factored = core
+        slices = math.prod(leaf.shape[:layers])
+        cores.append((slices, *lengths))
+        axes = tuple(axis for axis, has_factor in enumerate(factored) if has_factor)
+        for runs in itertools.product(*(_runs(length, blocks.size) for length in lengths)):
+            starts, counts, sizes = zip(*runs, strict=True)
+            region = Region(index, starts, counts, slices * math.prod(counts))
+            kinds.setdefault((sizes, axes, jnp.dtype(leaf.dtype)), []).append(region)
+    groups = tuple(Group(*kind, tuple(regions)) for kind, regions in kinds.items())
+    return Plan(tuple(cores), groups)
+
+
+def _core(shape: tuple[int, ...], blocks: Blocks) -> tuple[list[int], list[bool]] | None:
+    """Axis lengths after merging and which axes get a factor; None: not preconditioned."""
+    lengths = [length for length in shape if length != 1]
+    if len(lengths) < 2 or max(lengths) > blocks.skip_above:
+        return None
+    limit = blocks.one_sided_above
+    factored = [limit is None or length <= limit for length in lengths]
+    if not any(factored):
+        return None
+    merge_below = blocks.size if blocks.merge_below is None else blocks.merge_below
+    merged, has_factor = [lengths[0]], [factored[0]]
+    left = len(lengths)
+    for length, factor in zip(lengths[1:], factored[1:], strict=True):
+        mergeable = factor and has_factor[-1] and merged[-1] * length <= merge_below
+        if mergeable and left > 2:
+            merged[-1] *= length
+            left -= 1
+        else:
+            merged.append(length)
+            has_factor.append(factor)
+    return merged, has_factor
+
+
+def _runs(length: int, size: int) -> list[tuple[int, int, int]]:
+    """An axis cut into parts that differ by one at most: (start, count, size) of equal ones."""
+    parts = -(-length // size)
+    small, longer = divmod(length, parts)
+    runs = [(0, longer, small + 1), (longer * (small + 1), parts - longer, small)]
+    return [run for run in runs if run[1]]
+
+
+def gather(plan: Plan, group: Group, leaves: Sequence[jax.Array]) -> jax.Array:
+    """The stack of a group, (blocks, *sizes), from the leaves of the tree."""
+    stacks = []
+    for region in group.regions:
+        core = plan.cores[region.leaf]
+        x = leaves[region.leaf].reshape(core)
+        ends = [s + c * z for s, c, z in zip(region.starts, region.counts, group.sizes)]  # noqa: B905
+        x = x[(slice(None), *map(slice, region.starts, ends))]
+        interleaved = [n for pair in zip(region.counts, group.sizes, strict=True) for n in pair]
+        x = x.reshape(x.shape[0], *interleaved)  # (layers, count, size, count, size, ...)
+        axes = len(group.sizes)
+        x = x.transpose(0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2))
+        stacks.append(x.reshape(region.length, *group.sizes))
+    return stacks[0] if len(stacks) == 1 else jnp.concatenate(stacks)
+
+
+def scatter(plan: Plan, stacks: Sequence[jax.Array]) -> dict[int, jax.Array]:
+    """The inverse of `gather`: leaf index -> its array, (layers, *axes as merged)."""
+    found: dict[int, dict[tuple[int, ...], jax.Array]] = {}
+    for group, stack in zip(plan.groups, stacks, strict=True):
+        offset = 0
+        for region in group.regions:
+            core = plan.cores[region.leaf]
+            assert core is not None
+            x = stack[offset : offset + region.length]
+            offset += region.length
+            axes = len(group.sizes)
+            x = x.reshape(core[0], *region.counts, *group.sizes)
+            order = [axis for i in range(axes) for axis in (1 + i, 1 + axes + i)]
+            lengths = [c * z for c, z in zip(region.counts, group.sizes, strict=True)]
+            x = x.transpose(0, *order).reshape(core[0], *lengths)
+            found.setdefault(region.leaf, {})[region.starts] = x
+    return {leaf: _assemble(regions) for leaf, regions in found.items()}
+
+
+def _assemble(regions: dict[tuple[int, ...], jax.Array]) -> jax.Array:
+    """One array from its regions by their starts, at most two along each axis."""
+    while len(regions) > 1:
+        axis = next(i for i in range(len(next(iter(regions)))) if len({s[i] for s in regions}) > 1)
+        joined: dict[tuple[int, ...], list[jax.Array]] = {}
+        for starts in sorted(regions):
+            kept = (*starts[:axis], 0, *starts[axis + 1 :])
+            joined.setdefault(kept, []).append(regions[starts])
+        regions = {starts: jnp.concatenate(x, 1 + axis) for starts, x in joined.items()}
+    return next(iter(regions.values()))
+
+
+def any_per_layer(plan: Plan, flags: Sequence[jax.Array]) -> dict[int, jax.Array]:
+    """Flags of blocks, (blocks,) for each group -> leaf index: (layers,), whether any is set."""
+    found: dict[int, jax.Array] = {}
+    for group, flag in zip(plan.groups, flags, strict=True):
+        offset = 0
+        for region in group.regions:
+            core = plan.cores[region.leaf]
+            assert core is not None
+            part = flag[offset : offset + region.length].reshape(core[0], -1).any(axis=1)
+            offset += region.length
+            found[region.leaf] = found[region.leaf] | part if region.leaf in found else part
+    return found

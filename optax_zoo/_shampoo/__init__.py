@@ -1,0 +1,1 @@
+"""Shampoo: statistics, their roots on a schedule, the transformation, the optimizer, the plan."""

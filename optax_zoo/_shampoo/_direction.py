@@ -1,0 +1,116 @@
+"""What surrounds the roots in one step: finite gradients, momentum, the graft's norm."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optax_zoo import _blocks, _moments
+from optax_zoo._shampoo._statistics import Factors, Stack
+
+Arrays = Sequence[jax.Array]
+
+
+class LayerReport(NamedTuple):
+    """How the roots of each leaf are doing, one entry for each in tree order.
+
+    Attributes:
+      residual: Largest max|X^p A − I| of its roots in use, float32.
+      age: Steps since the oldest snapshot whose root is in use, int32; -1: none yet.
+      iterations: Most iterations that one of its roots took, int32.
+      condition: Largest condition of its ridged statistics, estimated, float32.
+      failures: Refreshes that gave no usable root, over all its factors, int32.
+      skipped: Gradients of its blocks that were not finite and counted as zero, int32.
+    """
+
+    residual: jax.Array
+    age: jax.Array
+    iterations: jax.Array
+    condition: jax.Array
+    failures: jax.Array
+    skipped: jax.Array
+
+
+def first_report(leaves: int) -> LayerReport:
+    """The report before the first step, every array its own."""
+    whole, real = jnp.int32, jnp.float32
+    kinds = LayerReport(real, whole, whole, real, whole, whole)
+    return LayerReport(*(jnp.zeros(leaves, kind) for kind in kinds))._replace(
+        age=jnp.full(leaves, -1, whole)
+    )
+
+
+def report(
+    plan: _blocks.Plan, stacks: Sequence[Stack], states: Sequence[Factors], skipped: jax.Array
+) -> LayerReport:
+    """The worst of each leaf's factors."""
+    found = first_report(len(plan.cores))._replace(skipped=skipped)
+    for stack, factors in zip(stacks, states, strict=True):
+        leaf = jnp.array(plan.groups[stack.group].leaf_of_block, jnp.int32)
+        for name in ("residual", "age", "iterations", "condition"):
+            worst = getattr(found, name).at[leaf].max(getattr(factors, name).max(axis=1))
+            found = found._replace(**{name: worst})
+        failures = found.failures.at[leaf].add(factors.failures.sum(axis=1, dtype=jnp.int32))
+        found = found._replace(failures=failures)
+    return found
+
+
+def finite_blocks(
+    plan: _blocks.Plan, layer_axes: Sequence[int], gradients: Arrays
+) -> tuple[list[jax.Array], list[jax.Array], jax.Array]:
+    """Replaces blocks by zeros whose squares are not finite: 1e30 squares to inf in float32.
+
+    Returns:
+      The gradients, for each group which of its blocks were finite, and for each leaf how many
+      were not. A leaf that is not preconditioned counts each layer slice as a block.
+    """
+    skipped = jnp.zeros(len(gradients), jnp.int32)
+    finite, masks = [], []
+    for group in plan.groups:
+        blocks = _blocks.gather(plan, group, gradients)
+        is_finite = jnp.isfinite((blocks * blocks).sum(tuple(range(1, blocks.ndim))))
+        leaf = jnp.array(group.leaf_of_block, jnp.int32)
+        skipped = skipped.at[leaf].add((~is_finite).astype(jnp.int32))
+        finite.append(is_finite)
+        shaped = is_finite.reshape(-1, *[1] * (blocks.ndim - 1))
+        masks.append(jnp.broadcast_to(shaped, blocks.shape))
+    mask_of = _blocks.scatter(plan, masks)
+    cleaned = []
+    for index, (g, axes) in enumerate(zip(gradients, layer_axes, strict=True)):
+        if index in mask_of:
+            mask = mask_of[index].reshape(g.shape)
+        else:
+            mask = jnp.isfinite((g * g).sum(tuple(range(axes, g.ndim)), keepdims=True))
+            skipped = skipped.at[index].add((~mask).sum(dtype=jnp.int32))
+        cleaned.append(jnp.where(mask, g, 0))
+    return cleaned, finite, skipped
+
+
+def momentum(
+    gradients: Arrays, mu: Arrays, step: jax.Array, b1: Any, *, nesterov: bool
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The numerator of `optax.scale_by_adam`, and the new first moment."""
+    new_mu = [
+        _moments.ema(g, m, b1).astype(m.dtype) for g, m in zip(gradients, mu, strict=True)
+    ]
+    correction = _moments.bias_correction(b1, step)
+    if not nesterov:
+        return [m / correction for m in new_mu], new_mu
+    ahead = b1 / _moments.bias_correction(b1, step + 1)
+    return [
+        ahead * m + (1 - b1) / correction * g for m, g in zip(new_mu, gradients, strict=True)
+    ], new_mu
+
+
+def adam(
+    momenta: Arrays, gradients: Arrays, nu: Arrays, step: jax.Array, b2: Any, eps: Any
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """`optax.scale_by_adam`'s update for these numerators, and the new second moment."""
+    new_nu = [
+        _moments.ema(g * g, v, b2).astype(v.dtype) for g, v in zip(gradients, nu, strict=True)
+    ]
+    correction = _moments.bias_correction(b2, step)
+    return [
+        m / (jnp.sqrt(v / correction) + eps) for m, v in zip(momenta, new_nu, strict=True)
+    ], new_nu

@@ -1,0 +1,223 @@
+"""Inverse roots of the snapshots: one pure function, evaluated on the host or on the device."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optax_zoo import _checks, _host, _triangles
+from optax_zoo._matrix_roots import inverse_pth_root
+from optax_zoo._shampoo._statistics import Factors, Stack
+
+# The largest residual max|X^p A - I| of a root in use. Healthy ones have 1e-12 in float64; in
+# float32 rounding alone gives 1e-2 at the default ridge.
+_CERTIFIED = {"float64": 1e-2, "float32": 0.1}
+_SMALL = 128  # matrices up to this order share one call of the root function
+
+
+@dataclasses.dataclass(frozen=True)
+class Roots:
+    """How the inverse roots are computed.
+
+    Attributes:
+      method: "schur_newton" or "eigh".
+      ridge: Added to a statistic, relative to its largest eigenvalue.
+      on: "host": in float64 beside the training, through `jax.pure_callback`; "device": inside
+        the step, in the statistics' dtype.
+      dtype: What adopted roots are kept in; None: the statistics' dtype.
+    """
+
+    method: str = "schur_newton"
+    ridge: float = 1e-4
+    on: str = "host"
+    dtype: Any = None
+
+    def __post_init__(self):
+        _checks.check_choice("method", self.method, ("schur_newton", "eigh"))
+        if isinstance(self.ridge, jax.Array):
+            raise TypeError(
+                f"ridge must be a Python number, got the array {self.ridge!r}: it fixes the "
+                "polynomials of the iteration; pass a float (under optax.inject_hyperparams list "
+                "what holds it in static_args)"
+            )
+        _checks.check_number("ridge", self.ridge, at_least=0.0, remedy="pass e.g. 1e-4")
+        _checks.check_choice("on", self.on, ("host", "device"))
+        _checks.check_dtype("dtype", self.dtype)
+
+
+class Delivery(NamedTuple):
+    """What a refresh gives for one stack of factors, a function of the snapshot alone.
+
+    Attributes:
+      roots: (⌈b·f / 2⌉, n, n + 1).
+      record: (b·f, 4) float32: whether the root is certified, residual, iterations, condition.
+    """
+
+    roots: Any
+    record: Any
+
+
+def rungs(method: str, ridge: float) -> list[tuple[str, float]]:
+    """What is tried in turn until a root is certified: (method, ridge)."""
+    other = "eigh" if method == "schur_newton" else "schur_newton"
+    wider = [max(ridge, 1e-12) * 10**i for i in (1, 2, 3)]
+    return [(method, ridge), (other, ridge), *((method, r) for r in wider)]
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _jitted_roots(matrices: jax.Array, p: int, method: str, ridge: float) -> Any:
+    return inverse_pth_root(matrices, p, method=method, ridge=ridge)
+
+
+@dataclasses.dataclass(frozen=True)
+class HostRoots:
+    """The roots of all stacks as work for `_host`: float64, whatever the session's precision.
+
+    Attributes:
+      stacks: For each stack of factors (n, b·f, p, the roots' dtype by name).
+      method: As in `Roots`.
+      ridge: As in `Roots`.
+    """
+
+    stacks: tuple[tuple[int, int, int, str], ...]
+    method: str
+    ridge: float
+
+    def split(self, arrays: Sequence[np.ndarray]) -> list[tuple[int, np.ndarray]]:
+        """Copies of a few snapshots each, an even number, so that pairs stay together."""
+        items = []
+        for index, ((n, count, _, _), statistics) in enumerate(
+            zip(self.stacks, arrays, strict=True)
+        ):
+            packed = np.asarray(statistics).reshape(count, n, n + 1)
+            size = 2 * max(1, (_SMALL // n) ** 2)
+            items += [(index, np.array(packed[i : i + size])) for i in range(0, count, size)]
+        return items
+
+    def run(self, item: tuple[int, np.ndarray]) -> Delivery:
+        """The roots of one item."""
+        index, packed = item
+        n, _, p, dtype = self.stacks[index]
+        snapshots = _triangles.second(packed).astype(np.float64)
+        at_once = len(snapshots) if n <= _SMALL else 1
+        parts = [
+            self._certified(snapshots[i : i + at_once], p, jnp.dtype(dtype))
+            for i in range(0, len(snapshots), at_once)
+        ]
+        roots, record = (np.concatenate(x) for x in zip(*parts, strict=True))
+        return Delivery(_triangles.pack_pairs(roots), record)
+
+    def _certified(
+        self, matrices: np.ndarray, p: int, dtype: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(k, n, n) -> roots and records; a matrix that fails climbs the rungs alone."""
+        ladder = rungs(self.method, self.ridge)
+        roots, residuals, iterations = _in_float64(matrices, p, *ladder[0])
+        roots = roots.astype(dtype)
+        bad = ~_is_certified(roots, residuals)
+        hopeless = ~np.isfinite(matrices).all((1, 2)) | ~matrices.any((1, 2))
+        for i in np.flatnonzero(bad & ~hopeless):
+            for method, ridge in ladder[1:]:
+                root, residual, iteration = _in_float64(matrices[i : i + 1], p, method, ridge)
+                root = root.astype(dtype)
+                if _is_certified(root, residual)[0]:
+                    roots[i], residuals[i], iterations[i] = root[0], residual[0], iteration[0]
+                    bad[i] = False
+                    break
+        roots[bad] = 0
+        record = np.stack([~bad, residuals, iterations, np.zeros(len(bad))], 1).astype(np.float32)
+        record[~bad, 3] = _condition(np, matrices[~bad], roots[~bad].astype(np.float64), p)
+        return roots, record
+
+    def join(self, results: list[Delivery]) -> tuple[Delivery, ...]:
+        """One delivery for each stack."""
+        found, start = [], 0
+        for n, count, _, _ in self.stacks:
+            items = -(-count // (2 * max(1, (_SMALL // n) ** 2)))
+            part = results[start : start + items]
+            start += items
+            found.append(Delivery(*(np.concatenate(x) for x in zip(*part, strict=True))))
+        return tuple(found)
+
+
+def _in_float64(matrices: np.ndarray, p: int, method: str, ridge: float) -> Any:
+    """`inverse_pth_root` on the CPU in float64: roots, residuals, iterations."""
+    with _host.float64():
+        root, info = _jitted_roots(matrices, p, method, ridge)
+        return np.array(root), np.array(info.residual), np.array(info.iterations)
+
+
+def _is_certified(roots: np.ndarray, residuals: np.ndarray) -> np.ndarray:
+    return (residuals <= _CERTIFIED["float64"]) & np.isfinite(roots.astype(np.float64)).all((1, 2))
+
+
+def _condition(xp: Any, matrices: Any, roots: Any, p: int) -> Any:
+    """λmax/λmin of the ridged matrices, (k,): (|X|·|A|^(1/p))^p, spectral norms by power steps."""
+
+    def norm(x):
+        # A fixed start without symmetry, which no natural eigenvector is orthogonal to.
+        n = x.shape[-1]
+        v = xp.broadcast_to(xp.cos(xp.arange(1, n + 1, dtype=x.dtype))[None, :, None], (len(x), n, 1))
+        size = xp.ones((len(x), 1, 1), x.dtype)
+        for _ in range(12):
+            v = x @ v
+            size = xp.abs(v).max(axis=1, keepdims=True)
+            v = v / xp.where(size > 0, size, 1)
+        return size[:, 0, 0]
+
+    return (norm(roots) * norm(matrices) ** (1 / p)) ** p
+
+
+def on_device(stack: Stack, factors: Factors, roots: Roots) -> Delivery:
+    """The same function inside the compiled step, in the statistics' dtype."""
+    n, p = stack.order, stack.exponent
+    matrices = _triangles.second(factors.statistics).reshape(-1, n, n)
+    dtype = roots.dtype or stack.dtype
+    limit = _CERTIFIED[str(jnp.dtype(stack.dtype))]
+    alive = jnp.isfinite(matrices).all((1, 2)) & matrices.any((1, 2))
+
+    def tried(method, ridge):
+        root, info = inverse_pth_root(matrices, p, method=method, ridge=ridge)
+        good = (info.residual <= limit) & jnp.isfinite(root.astype(dtype)).all((1, 2))
+        return jnp.where(good[:, None, None], root, 0), info.residual, info.iterations, good
+
+    first, *others = rungs(roots.method, roots.ridge)[:3]
+    found = tried(*first)
+    for rung in others:
+
+        def climb(found, rung=rung):
+            keep = found[3]
+            return tuple(
+                jnp.where(keep.reshape(-1, *[1] * (old.ndim - 1)), old, new)
+                for old, new in zip(found, tried(*rung), strict=True)
+            )
+
+        found = jax.lax.cond((alive & ~found[3]).any(), climb, lambda found: found, found)
+    root, residual, iterations, good = found
+    condition = jnp.where(good, _condition(jnp, matrices, root, p), 0)
+    record = jnp.stack([good, residual, iterations, condition], 1, dtype=jnp.float32)
+    return Delivery(_triangles.pack_pairs(root.astype(dtype)), record)
+
+
+def adopt(stack: Stack, factors: Factors, delivery: Delivery, age: Any) -> Factors:
+    """Certified roots replace the old ones; elsewhere the last good root stays."""
+    n, shape = stack.order, (stack.length, len(stack.axes))
+    good = delivery.record[:, 0] > 0
+    pairs = jnp.pad(good, (0, len(good) % 2)).reshape(-1, 2)
+    mine = jnp.where(
+        _triangles.of_first(n)[None], pairs[:, 0, None, None], pairs[:, 1, None, None]
+    )
+    good = good.reshape(shape)
+    _, residual, iterations, condition = delivery.record.reshape(*shape, 4).transpose(2, 0, 1)
+    return factors._replace(
+        roots=jnp.where(mine, delivery.roots, factors.roots),
+        age=jnp.where(good, jnp.asarray(age, jnp.int32), factors.age),
+        residual=jnp.where(good, residual, factors.residual),
+        iterations=jnp.where(good, iterations.astype(jnp.int32), factors.iterations),
+        condition=jnp.where(good, condition, factors.condition),
+        failures=factors.failures + ~good,
+    )

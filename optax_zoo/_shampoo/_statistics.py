@@ -1,0 +1,192 @@
+"""Kronecker factors: second moments of the unfolded gradient, and products with their roots."""
+
+import string
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optax_zoo import _blocks, _triangles
+
+
+class Stack(NamedTuple):
+    """The factors of one order n in the blocks of one group; static.
+
+    Attributes:
+      group: The group's place in the plan.
+      order: n.
+      axes: The blocks' axes of that length, f of them.
+      length: The number of blocks, b.
+      exponent: p of the root A^(-1/p).
+      dtype: What the statistics are kept in.
+    """
+
+    group: int
+    order: int
+    axes: tuple[int, ...]
+    length: int
+    exponent: int
+    dtype: Any
+
+    @property
+    def factors(self) -> int:
+        """How many factors there are in all, b · f."""
+        return self.length * len(self.axes)
+
+
+class Factors(NamedTuple):
+    """The state of a stack of factors.
+
+    Attributes:
+      statistics: (b, f, n, n + 1), the running statistic L and the snapshot whose roots are next
+        to be adopted, a triangle each.
+      weight: (b,), the weight that L has gathered; L / weight is the average.
+      roots: (⌈b·f / 2⌉, n, n + 1), the adopted roots, two in one.
+      age: (b, f), steps since the root's snapshot, -1 before the first.
+      residual: (b, f), max|X^p A - I| of the root in use.
+      iterations: (b, f), of the root in use.
+      condition: (b, f), that of the ridged matrix, estimated.
+      failures: (b, f), refreshes that gave no usable root.
+    """
+
+    statistics: jax.Array
+    weight: jax.Array
+    roots: jax.Array
+    age: jax.Array
+    residual: jax.Array
+    iterations: jax.Array
+    condition: jax.Array
+    failures: jax.Array
+
+
+def stacks(plan: _blocks.Plan, exponent: int | None) -> tuple[Stack, ...]:
+    """The stacks of a plan; the exponent defaults to twice the number of preconditioned axes."""
+    return tuple(
+        Stack(
+            group=index,
+            order=order,
+            axes=tuple(axis for axis in group.axes if group.sizes[axis] == order),
+            length=group.length,
+            exponent=exponent or 2 * len(group.axes),
+            dtype=group.dtype,
+        )
+        for index, group in enumerate(plan.groups)
+        for order in sorted({group.sizes[axis] for axis in group.axes})
+    )
+
+
+def init(stack: Stack, epsilon: Any, root_dtype: Any) -> Factors:
+    """Statistics start at ε·I."""
+    n, shape = stack.order, (stack.length, len(stack.axes))
+    start = _triangles.pack(epsilon * np.eye(n), np.zeros((n, n)))
+    return Factors(
+        statistics=jnp.tile(jnp.asarray(start, stack.dtype), (*shape, 1, 1)),
+        weight=jnp.zeros(stack.length, stack.dtype),
+        roots=jnp.zeros((-(-stack.factors // 2), n, n + 1), root_dtype or stack.dtype),
+        age=jnp.full(shape, -1, jnp.int32),
+        residual=jnp.zeros(shape, jnp.float32),
+        iterations=jnp.zeros(shape, jnp.int32),
+        condition=jnp.zeros(shape, jnp.float32),
+        failures=jnp.zeros(shape, jnp.int32),
+    )
+
+
+def older(factors: Factors) -> Factors:
+    """One step has passed for the roots in use."""
+    last = np.iinfo(np.int32).max
+    aged = (factors.age >= 0) & (factors.age < last)
+    return factors._replace(age=factors.age + aged)
+
+
+def for_each_block(function: Callable[..., Any], *stacked: Any) -> Any:
+    """`function` of one block's arrays, for each block of the stacks."""
+    return jax.vmap(function)(*stacked)
+
+
+def accumulate(
+    stack: Stack, factors: Factors, gradients: jax.Array, finite: jax.Array, b2: Any
+) -> Factors:
+    """L_i ← b2·L_i + (1 − b2)·G₍ᵢ₎G₍ᵢ₎ᵀ, or a plain sum for b2 = 1, of the finite blocks."""
+    is_sum = not isinstance(b2, jax.Array) and b2 == 1
+    keep, add = (1.0, 1.0) if is_sum else (b2, 1 - b2)
+    own = _triangles.of_first(stack.order)
+
+    def one(statistics, g, is_finite):
+        squares = jnp.stack([_unfolded_square(g, axis) for axis in stack.axes])  # (f, n, n)
+        squares = jnp.pad(squares, ((0, 0), (0, 0), (0, 1)))
+        grown = (keep * statistics + add * squares).astype(statistics.dtype)
+        return jnp.where(own[None] & is_finite, grown, statistics)
+
+    weight = jnp.ones_like(factors.weight) if is_sum else keep * factors.weight + add
+    return factors._replace(
+        statistics=for_each_block(one, factors.statistics, gradients, finite),
+        weight=jnp.where(finite, weight, factors.weight).astype(factors.weight.dtype),
+    )
+
+
+def _unfolded_square(g: jax.Array, axis: int) -> jax.Array:
+    """G₍ᵢ₎G₍ᵢ₎ᵀ of one block, (n, n)."""
+    others = [i for i in range(g.ndim) if i != axis]
+    return jnp.tensordot(g, g, (others, others), precision=jax.lax.Precision.HIGHEST)
+
+
+def snapshot(factors: Factors) -> Factors:
+    """Keeps the statistic of this moment, bias-corrected, as the one whose roots are begun."""
+    n = factors.statistics.shape[-2]
+    gathered = jnp.where(factors.weight > 0, factors.weight, 1)[:, None, None, None]
+    running = factors.statistics
+    average = _triangles.first(running) / gathered
+    column = jnp.zeros((*running.shape[:-1], 1), running.dtype)
+    kept = jnp.where(
+        _triangles.of_first(n)[None, None], running, jnp.concatenate([column, average], -1)
+    )
+    return factors._replace(statistics=kept)
+
+
+def precondition(
+    parts: Sequence[tuple[Stack, Factors]], momentum: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """M ×₁ P₁ ×₂ P₂ … for each block of a group, and whether any of its factors has a root.
+
+    P is the adopted root; a factor without one takes the scalar (tr L/n)^(−1/p).
+    """
+    usable = jnp.concatenate([factors.age >= 0 for _, factors in parts], axis=1).any(axis=1)
+
+    def one(m, *operands):
+        for (stack, _), (roots, scales, has_root) in zip(parts, operands, strict=True):
+            for i, axis in enumerate(stack.axes):
+                identity = jnp.eye(stack.order, dtype=roots.dtype)
+                root = jnp.where(has_root[i], roots[i], scales[i].astype(roots.dtype) * identity)
+                m = _multiply(root.astype(m.dtype), m, axis)
+        return m
+
+    operands = [
+        (
+            _triangles.unpack_pairs(factors.roots, stack.factors).reshape(
+                stack.length, len(stack.axes), stack.order, stack.order
+            ),
+            _scale(stack, factors),
+            factors.age >= 0,
+        )
+        for stack, factors in parts
+    ]
+    return for_each_block(one, momentum, *operands), usable
+
+
+def _scale(stack: Stack, factors: Factors) -> jax.Array:
+    """(tr L/n)^(−1/p) of each factor, (b, f); 0 where L is zero."""
+    diagonal = jnp.diagonal(factors.statistics, axis1=-2, axis2=-1)
+    gathered = jnp.where(factors.weight > 0, factors.weight, 1)[:, None]
+    mean = diagonal.mean(-1) / gathered
+    return jnp.where(mean > 0, jnp.where(mean > 0, mean, 1) ** (-1 / stack.exponent), 0)
+
+
+def _multiply(matrix: jax.Array, x: jax.Array, axis: int) -> jax.Array:
+    """matrix ×ᵢ x: the product along one axis."""
+    letters = string.ascii_lowercase[: x.ndim]
+    result = letters.replace(letters[axis], "z")
+    return jnp.einsum(
+        f"z{letters[axis]},{letters}->{result}", matrix, x, precision=jax.lax.Precision.HIGHEST
+    )

@@ -1,0 +1,310 @@
+"""Shampoo: Kronecker-factored preconditioning with roots computed beside the training."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_zoo import _blocks, _checks, _grafting, _layers, _moments
+from optax_zoo._shampoo import _direction, _statistics
+from optax_zoo._shampoo._refresh import Refresher
+from optax_zoo._shampoo._roots import Roots
+from optax_zoo._shampoo._schedule import Refresh, Schedule
+
+
+class ShampooState(NamedTuple):
+    """State of `scale_by_shampoo`.
+
+    Attributes:
+      count: Updates so far, int32; taken back by whole intervals before it overflows.
+      mu: First moment of the gradients, like the parameters; None for `b1=0`.
+      graft: Second moment for Adam's norm, like the parameters; the state of another
+        `graft_to`; or None.
+      factors: Statistics, snapshots and roots, one entry for each stack of equal factors.
+      report: Residual, age, iterations, condition, failures and skipped gradients, an array each
+        with one entry per leaf in tree order; `inspect` reads them.
+    """
+
+    count: jax.Array
+    mu: Any
+    graft: Any
+    factors: Any
+    report: _direction.LayerReport
+
+
+def scale_by_shampoo(
+    *,
+    b1: Any = 0.9,
+    b2: Any = 0.95,
+    nesterov: bool = True,
+    eps: Any = 1e-8,
+    exponent: int | None = None,
+    init_epsilon: Any = 0.0,
+    graft_to: Any = None,
+    layer_axes: _layers.LayerAxes = None,
+    blocks: _blocks.Blocks = _blocks.Blocks(),  # noqa: B008
+    refresh: Refresh = Refresh(),  # noqa: B008
+    roots: Roots = Roots(),  # noqa: B008
+    mesh: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Preconditions each block of the momentum with inverse roots of its Kronecker factors.
+
+    For a block :math:`G` of order :math:`k`, with its unfolding :math:`G_{(i)}` along axis
+    :math:`i`, and :math:`M` the momentum of `optax.scale_by_adam`,
+
+    .. math::
+
+      L_i &\leftarrow \beta_2 L_i + (1 - \beta_2)\, G_{(i)} G_{(i)}^\top \\
+      D &= M \times_1 (\hat L_1 + \rho\,\lambda_{\max} I)^{-1/p} \times_2 \dots
+        \times_k (\hat L_k + \rho\,\lambda_{\max} I)^{-1/p}
+
+    with bias-corrected :math:`\hat L` (:math:`\beta_2 = 1`: a plain sum), the ridge
+    :math:`\rho` relative to the largest eigenvalue, so that scaling the gradients changes no
+    direction. The roots are computed in float64 on the host, beside the training, on the schedule
+    of :class:`Refresh`: begun from a snapshot that the state carries, and used from a fixed later
+    step on, whenever the host was done. So the trajectory is a pure function of the inputs,
+    continued to the bit by a checkpoint taken while roots are in flight.
+
+    "The grafted update alone" (with `graft_to=None`: :math:`M`) is taken for vectors and scalars,
+    for what `blocks` leaves out, and by a layer until its first root is adopted. A root that
+    cannot be certified by its residual is tried with the other method, then with more ridge;
+    failing that the last good root stays, counted in :func:`inspect`. A block whose gradient, or
+    its square, is not finite counts as zero in this step.
+
+    Args:
+      b1: Decay of the momentum, in [0, 1). The number 0 keeps no momentum: :math:`M` is the
+        gradient.
+      b2: Decay of the statistics, and of Adam's norm, in [0, 1]. The number 1 sums them.
+      nesterov: Whether the momentum looks one step ahead.
+      eps: Added to the root of the second moment in Adam's norm.
+      exponent: :math:`p`; None: the paper's, twice the number of axes that have a factor.
+      init_epsilon: :math:`\varepsilon I` starts the statistics; the 2018 paper has 1e-4.
+      graft_to: Whose norm each layer's direction takes: "adam" (`optax.scale_by_adam` with `b1`,
+        `b2`, `eps`, `nesterov`; it shares the momentum), a transformation that runs on the
+        gradients (`optax.identity()`: their own norm), or None.
+      layer_axes: How many leading axes of a leaf count independent layers, each with factors and
+        a norm of its own: an int, a prefix pytree of ints or a callable `(path, leaf) -> int`.
+        With `optax.inject_hyperparams`, callables, transformations and `exponent` belong into
+        its `static_args`.
+      blocks: How parameters are cut, see :class:`Blocks`.
+      refresh: When roots are renewed, see :class:`Refresh` and :func:`plan_refresh`.
+      roots: How they are computed, see :class:`Roots`.
+      mesh: Reserved, must be None.
+
+    Returns:
+      A gradient transformation that gives a direction, to be scaled by the learning rate.
+      Updates keep their dtype; moments and statistics are float32 or wider. The state holds
+      16 bytes per float32 parameter in square blocks, 4 more with Adam's norm. On an accelerator
+      `Roots(on="host")` needs JAX's CPU backend. `optax.MultiSteps` begins roots at every
+      mini-step. JAX's persistent compilation cache leaves out programs with callbacks.
+
+    Raises:
+      ValueError: If an argument is out of range or, at `init`, `layer_axes` does not fit or there
+        is no CPU backend.
+      TypeError: If an argument has the wrong type, or a parameter is complex or not
+        floating-point.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, optax_zoo as zoo
+      >>> tx = optax.chain(
+      ...     zoo.scale_by_shampoo(graft_to="adam", refresh=zoo.Refresh(every=2, delay=0, start=1)),
+      ...     optax.scale_by_learning_rate(0.1),
+      ... )
+      >>> gradients = {"w": jnp.diag(jnp.array([4.0, 1.0]))}
+      >>> updates, state = tx.update(gradients, tx.init(gradients))
+      >>> print(updates["w"].round(4))
+      [[-0.1 -0. ]
+       [-0.  -0.1]]
+
+    References:
+      Gupta, Koren and Singer, `Shampoo: Preconditioned Stochastic Tensor Optimization
+      <https://arxiv.org/abs/1802.09568>`_, 2018; Anil et al., `Scalable Second Order Optimization
+      for Deep Learning <https://arxiv.org/abs/2002.09018>`_, 2020.
+    """
+    _check_numbers(b1, b2, eps, exponent, init_epsilon, graft_to)
+    _check_options(nesterov, blocks, refresh, roots, mesh)
+    _layers.check_layer_axes(layer_axes)
+    schedule = Schedule(refresh, on_host=roots.on == "host")
+    has_momentum = not _checks.is_zero(b1)
+    other = graft_to not in (None, "adam") and optax.with_extra_args_support(graft_to)
+
+    def cut(leaves, axes):
+        stand_ins = [jax.ShapeDtypeStruct(jnp.shape(x), _moments.wide_dtype(x)) for x in leaves]
+        plan = _blocks.plan(stand_ins, axes, blocks)
+        return plan, _statistics.stacks(plan, exponent)
+
+    def init(params):
+        _checks.check_params(
+            params,
+            who="shampoo",
+            complex_remedy="wrap it in optax.contrib.split_real_and_imaginary",
+        )
+        _check_callbacks(roots)
+        leaves = jax.tree.leaves(params)
+        _, stacks = cut(leaves, _layers.leading_axes(layer_axes, params))
+        factors = tuple(_statistics.init(stack, init_epsilon, roots.dtype) for stack in stacks)
+        graft = _moments.zeros(params) if graft_to == "adam" else None
+        return ShampooState(
+            count=jnp.zeros((), jnp.int32),
+            mu=_moments.zeros(params) if has_momentum else None,
+            graft=other.init(params) if other else graft,
+            # One leaf for a tree without leaves, by which `optax.tree.map_params` finds its way.
+            factors=factors if leaves else jnp.zeros(()),
+            report=_direction.first_report(len(leaves)),
+        )
+
+    def magnitudes(structure, leaves, gradients, momenta, state, step, params, extra_args):
+        """The grafted update alone, and the graft's new state."""
+        if graft_to is None:
+            return momenta, None
+        if not other:
+            nu = structure.flatten_up_to(state.graft)
+            sizes, nu = _direction.adam(momenta, gradients, nu, step, b2, eps)
+            return sizes, structure.unflatten(nu)
+        raw = [g.astype(jnp.result_type(u)) for g, u in zip(gradients, leaves, strict=True)]
+        sizes, graft = other.update(structure.unflatten(raw), state.graft, params, **extra_args)
+        return [_moments.widen(u) for u in structure.flatten_up_to(sizes)], graft
+
+    def update(updates, state, params=None, **extra_args):
+        leaves, structure = jax.tree.flatten(updates)
+        if not leaves:
+            return updates, state
+        axes = _layers.leading_axes(layer_axes, updates)
+        plan, stacks = cut(leaves, axes)
+        step = schedule.next_count(state.count)
+        wide = [_moments.widen(u) for u in leaves]
+        gradients, finite, skipped = _direction.finite_blocks(plan, axes, wide)
+        momenta, mu = gradients, state.mu
+        if has_momentum:
+            momenta, mu = _direction.momentum(
+                gradients, structure.flatten_up_to(state.mu), step, b1, nesterov=nesterov
+            )
+            mu = structure.unflatten(mu)
+        sizes, graft = magnitudes(
+            structure, leaves, gradients, momenta, state, step, params, extra_args
+        )
+
+        refresher = Refresher(stacks, roots, schedule)
+        factors = tuple(map(_statistics.older, state.factors))
+        factors = refresher.adopt_due(step, factors)  # what is begun below is due later
+        factors = _gathered(plan, stacks, factors, gradients, finite, b2, schedule.gathers(step))
+        factors, nothing = refresher.begin(step, factors)
+        ways, usable = _preconditioned(plan, stacks, factors, momenta)
+
+        grafted = []
+        for index, (u, magnitude) in enumerate(zip(leaves, sizes, strict=True)):
+            direction = magnitude
+            if index in ways:
+                shape = jnp.shape(u)
+                layer_shape = (*shape[: axes[index]], *[1] * (len(shape) - axes[index]))
+                direction, good = ways[index].reshape(shape), usable[index].reshape(layer_shape)
+                if graft_to is None:
+                    direction = jnp.where(good, direction, magnitude)
+                else:
+                    direction = _grafting.with_norm_of(magnitude, direction, axes[index], good)
+            grafted.append(direction.astype(jnp.result_type(u)))
+        return structure.unflatten(grafted), ShampooState(
+            count=step + nothing,
+            mu=mu,
+            graft=graft,
+            factors=factors,
+            report=_direction.report(plan, stacks, factors, state.report.skipped + skipped),
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _gathered(
+    plan: _blocks.Plan,
+    stacks: Sequence[_statistics.Stack],
+    factors: Any,
+    gradients: Sequence[jax.Array],
+    finite: Sequence[jax.Array],
+    b2: Any,
+    now: jax.Array | bool,
+) -> tuple[_statistics.Factors, ...]:
+    """The statistics with this step's gradients, where it is time."""
+
+    def gather(factors):
+        blocks = [_blocks.gather(plan, group, gradients) for group in plan.groups]
+        return tuple(
+            _statistics.accumulate(s, f, blocks[s.group], finite[s.group], b2)
+            for s, f in zip(stacks, factors, strict=True)
+        )
+
+    return gather(factors) if now is True else jax.lax.cond(now, gather, lambda f: f, factors)
+
+
+def _preconditioned(
+    plan: _blocks.Plan,
+    stacks: Sequence[_statistics.Stack],
+    factors: Sequence[_statistics.Factors],
+    momenta: Sequence[jax.Array],
+) -> tuple[dict[int, jax.Array], dict[int, jax.Array]]:
+    """For each preconditioned leaf its direction, and which of its layers have a root at all."""
+    directions, usable = [], []
+    for index, group in enumerate(plan.groups):
+        parts = [(s, f) for s, f in zip(stacks, factors, strict=True) if s.group == index]
+        blocks = _blocks.gather(plan, group, momenta)
+        direction, has_root = _statistics.precondition(parts, blocks)
+        directions.append(direction)
+        usable.append(has_root)
+    return _blocks.scatter(plan, directions), _blocks.any_per_layer(plan, usable)
+
+
+def _check_numbers(
+    b1: Any, b2: Any, eps: Any, exponent: Any, init_epsilon: Any, graft_to: Any
+) -> None:
+    _checks.check_decay_rate("b1", b1, 0.9)
+    _checks.check_number("b2", b2, at_least=0.0, remedy="pass e.g. 0.95, or 1 for a sum")
+    if not isinstance(b2, jax.Array) and b2 > 1:
+        raise ValueError(f"b2 must be <= 1, got {b2!r}; pass e.g. 0.95, or 1 for a sum")
+    _checks.check_number("eps", eps, at_least=_checks.LEAST_EPS, remedy="pass e.g. 1e-8")
+    _checks.check_number("init_epsilon", init_epsilon, at_least=0.0, remedy="pass 0 or e.g. 1e-4")
+    if exponent is not None:
+        _checks.check_integer(
+            "exponent", exponent, at_least=1, remedy="pass p of the root A^(-1/p), e.g. 2"
+        )
+    if graft_to is None:
+        return
+    if not isinstance(graft_to, str):
+        _checks.check_transformation("graft_to", graft_to)
+    elif graft_to != "adam":
+        raise ValueError(
+            f'graft_to must be "adam", a transformation or None, got {graft_to!r}; pass e.g. '
+            "optax.identity() for the gradient's own norm"
+        )
+    elif not isinstance(b2, jax.Array) and b2 == 1:
+        raise ValueError(
+            'graft_to is "adam" and b2 is 1: Adam\'s second moment is no sum; pass '
+            "graft_to=optax.scale_by_rss() for AdaGrad's norm, or b2 < 1"
+        )
+
+
+def _check_options(nesterov: Any, blocks: Any, refresh: Any, roots: Any, mesh: Any) -> None:
+    _checks.check_flag("nesterov", nesterov)
+    groups = {"blocks": (blocks, _blocks.Blocks), "refresh": (refresh, Refresh)}
+    for name, (value, kind) in {**groups, "roots": (roots, Roots)}.items():
+        if not isinstance(value, kind):
+            raise TypeError(
+                f"{name} must be a {kind.__name__}, got {value!r}; pass e.g. {kind.__name__}()"
+            )
+    if mesh is not None:
+        raise ValueError(
+            f"mesh must be None, got {mesh!r}: the state is not divided over devices; leave it out"
+        )
+
+
+def _check_callbacks(roots: Roots) -> None:
+    """Raises if roots are wanted from a host that JAX was told to do without."""
+    if roots.on == "device":
+        return
+    try:
+        jax.local_devices(backend="cpu")
+    except RuntimeError as error:
+        raise ValueError(
+            f"roots is {roots!r}, and JAX runs without a CPU backend; set JAX_PLATFORMS=cuda,cpu "
+            '(your platform, then cpu), or pass roots=Roots(on="device")'
+        ) from error
