@@ -2,32 +2,54 @@
 
 from optax_zoo._adabound import adabound, adaboundw, amsbound
 from optax_zoo._adax import AdaxState, adax, adaxw, scale_by_adax
+from optax_zoo._blocks import Blocks
 from optax_zoo._dynamic_bounds import DynamicBoundsState, scale_by_dynamic_bounds
+from optax_zoo._grafting import GraftState, graft
+from optax_zoo._inspection import inspect
 from optax_zoo._lamb import lamb
 from optax_zoo._large_batch import large_batch_schedule, scale_learning_rate
 from optax_zoo._lars import lars
 from optax_zoo._layerwise import LayerwiseTrustRatioState, scale_by_layerwise_trust_ratio
+from optax_zoo._matrix_roots import InverseRootInfo, inverse_pth_root
+from optax_zoo._shampoo._assembled import shampoo
+from optax_zoo._shampoo._planning import RefreshPlan, plan_refresh
+from optax_zoo._shampoo._roots import Roots
+from optax_zoo._shampoo._schedule import Refresh
+from optax_zoo._shampoo._transformation import ShampooState, scale_by_shampoo
 from optax_zoo._sign_momentum import SignMomentumState, lion, scale_by_sign_momentum
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AdaxState",
+    "Blocks",
     "DynamicBoundsState",
+    "GraftState",
+    "InverseRootInfo",
     "LayerwiseTrustRatioState",
+    "Refresh",
+    "RefreshPlan",
+    "Roots",
+    "ShampooState",
     "SignMomentumState",
     "adabound",
     "adaboundw",
     "adax",
     "adaxw",
     "amsbound",
+    "graft",
+    "inspect",
+    "inverse_pth_root",
     "lamb",
     "large_batch_schedule",
     "lars",
     "lion",
+    "plan_refresh",
     "scale_by_adax",
     "scale_by_dynamic_bounds",
     "scale_by_layerwise_trust_ratio",
+    "scale_by_shampoo",
     "scale_by_sign_momentum",
     "scale_learning_rate",
+    "shampoo",
 ]

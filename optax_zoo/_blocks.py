@@ -77,13 +77,11 @@ class Group(NamedTuple):
     Attributes:
       sizes: The shape of each block.
       axes: The axes that get a factor.
-      dtype: What the statistics are kept in.
       regions: Where the blocks come from, in the order of the stack.
     """
 
     sizes: tuple[int, ...]
     axes: tuple[int, ...]
-    dtype: Any
     regions: tuple[Region, ...]
 
     @property
@@ -110,22 +108,23 @@ class Plan(NamedTuple):
 
 
 def plan(leaves: Sequence[Any], layer_axes: Sequence[int], blocks: Blocks) -> Plan:
-    """Cuts a tree, given as leaves (anything with shape and dtype) and their layer axes."""
+    """Cuts a tree, given as leaves and their layer axes."""
     cores: list[tuple[int, ...] | None] = []
     kinds: dict[tuple[Any, ...], list[Region]] = {}
     for index, (leaf, layers) in enumerate(zip(leaves, layer_axes, strict=True)):
-        core = _core(leaf.shape[layers:], blocks) if math.prod(leaf.shape) else None
+        shape = jnp.shape(leaf)
+        core = _core(shape[layers:], blocks) if math.prod(shape) else None
         if core is None:
             cores.append(None)
             continue
         lengths, factored = core
-        slices = math.prod(leaf.shape[:layers])
+        slices = math.prod(shape[:layers])
         cores.append((slices, *lengths))
         axes = tuple(axis for axis, has_factor in enumerate(factored) if has_factor)
         for runs in itertools.product(*(_runs(length, blocks.size) for length in lengths)):
             starts, counts, sizes = zip(*runs, strict=True)
             region = Region(index, starts, counts, slices * math.prod(counts))
-            kinds.setdefault((sizes, axes, jnp.dtype(leaf.dtype)), []).append(region)
+            kinds.setdefault((sizes, axes), []).append(region)
     groups = tuple(Group(*kind, tuple(regions)) for kind, regions in kinds.items())
     return Plan(tuple(cores), groups)
 
@@ -166,7 +165,7 @@ def gather(plan: Plan, group: Group, leaves: Sequence[jax.Array]) -> jax.Array:
     stacks = []
     for region in group.regions:
         core = plan.cores[region.leaf]
-        x = leaves[region.leaf].reshape(core)
+        x = _everywhere(leaves[region.leaf]).reshape(core)
         ends = [s + c * z for s, c, z in zip(region.starts, region.counts, group.sizes)]  # noqa: B905
         x = x[(slice(None), *map(slice, region.starts, ends))]
         interleaved = [n for pair in zip(region.counts, group.sizes, strict=True) for n in pair]
@@ -175,6 +174,14 @@ def gather(plan: Plan, group: Group, leaves: Sequence[jax.Array]) -> jax.Array:
         x = x.transpose(0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2))
         stacks.append(x.reshape(region.length, *group.sizes))
     return stacks[0] if len(stacks) == 1 else jnp.concatenate(stacks)
+
+
+def _everywhere(x: jax.Array) -> jax.Array:
+    """`x` on every device where the program names shardings itself, as blocks cross their edges."""
+    sharding = jax.typeof(x).sharding
+    explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
+    replicated = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return jax.sharding.reshard(x, replicated) if explicit else x
 
 
 def scatter(plan: Plan, stacks: Sequence[jax.Array]) -> dict[int, jax.Array]:

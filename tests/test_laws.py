@@ -377,7 +377,9 @@ def test_apply_if_finite_steps_over_a_broken_gradient(tx):
 def test_map_params_visits_the_moments_and_nothing_else(tx):
     params, grads = problem()
     _, state = train(tx, params, grads)
-    zeroed = optax.tree.map_params(tx, jnp.zeros_like, state, transform_non_params=jnp.ones_like)
+    zeroed = optax.tree.map_params(
+        tx, jnp.zeros_like, state, transform_non_params=lambda x: jax.tree.map(jnp.ones_like, x)
+    )
     assert jax.tree.structure(zeroed) == jax.tree.structure(state)
     for (path, old), new in zip(
         jax.tree_util.tree_flatten_with_path(state)[0], jax.tree.leaves(zeroed), strict=True

@@ -112,5 +112,5 @@ def adam(
     ]
     correction = _moments.bias_correction(b2, step)
     return [
-        m / (jnp.sqrt(v / correction) + eps) for m, v in zip(momenta, new_nu, strict=True)
+        m / (_moments.root(v / correction) + eps) for m, v in zip(momenta, new_nu, strict=True)
     ], new_nu

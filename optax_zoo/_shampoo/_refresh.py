@@ -19,14 +19,14 @@ States = tuple[Factors, ...]
 class Refresher:
     """Renews the roots of all stacks of factors as the schedule says."""
 
-    def __init__(self, stacks: Sequence[Stack], roots: Roots, schedule: Schedule):
+    def __init__(self, stacks: Sequence[Stack], states: States, roots: Roots, schedule: Schedule):
         self._stacks = tuple(stacks)
         self._roots = roots
         self._schedule = schedule
         self._task = HostRoots(
             tuple(
-                (s.order, s.factors, s.exponent, str(jnp.dtype(roots.dtype or s.dtype)))
-                for s in self._stacks
+                (stack.order, stack.factors, stack.exponent, str(factors.roots.dtype))
+                for stack, factors in zip(stacks, states, strict=True)
             ),
             roots.method,
             float(roots.ridge),

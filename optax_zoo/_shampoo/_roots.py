@@ -16,6 +16,7 @@ from optax_zoo._shampoo._statistics import Factors, Stack
 # The largest residual max|X^p A - I| of a root in use. Healthy ones have 1e-12 in float64; in
 # float32 rounding alone gives 1e-2 at the default ridge.
 _CERTIFIED = {"float64": 1e-2, "float32": 0.1}
+METHODS = ("schur_newton", "eigh")
 _SMALL = 128  # matrices up to this order share one call of the root function
 
 
@@ -37,7 +38,7 @@ class Roots:
     dtype: Any = None
 
     def __post_init__(self):
-        _checks.check_choice("method", self.method, ("schur_newton", "eigh"))
+        _checks.check_choice("method", self.method, METHODS)
         if isinstance(self.ridge, jax.Array):
             raise TypeError(
                 f"ridge must be a Python number, got the array {self.ridge!r}: it fixes the "
@@ -63,7 +64,7 @@ class Delivery(NamedTuple):
 
 def rungs(method: str, ridge: float) -> list[tuple[str, float]]:
     """What is tried in turn until a root is certified: (method, ridge)."""
-    other = "eigh" if method == "schur_newton" else "schur_newton"
+    (other,) = set(METHODS) - {method}
     wider = [max(ridge, 1e-12) * 10**i for i in (1, 2, 3)]
     return [(method, ridge), (other, ridge), *((method, r) for r in wider)]
 
@@ -87,14 +88,19 @@ class HostRoots:
     method: str
     ridge: float
 
+    @staticmethod
+    def item_size(n: int) -> int:
+        """How many matrices of order n are one item: even, so that pairs stay together."""
+        return 2 * max(1, (_SMALL // n) ** 2)
+
     def split(self, arrays: Sequence[np.ndarray]) -> list[tuple[int, np.ndarray]]:
-        """Copies of a few snapshots each, an even number, so that pairs stay together."""
+        """Copies of a few snapshots each."""
         items = []
         for index, ((n, count, _, _), statistics) in enumerate(
             zip(self.stacks, arrays, strict=True)
         ):
             packed = np.asarray(statistics).reshape(count, n, n + 1)
-            size = 2 * max(1, (_SMALL // n) ** 2)
+            size = self.item_size(n)
             items += [(index, np.array(packed[i : i + size])) for i in range(0, count, size)]
         return items
 
@@ -137,7 +143,7 @@ class HostRoots:
         """One delivery for each stack."""
         found, start = [], 0
         for n, count, _, _ in self.stacks:
-            items = -(-count // (2 * max(1, (_SMALL // n) ** 2)))
+            items = -(-count // self.item_size(n))
             part = results[start : start + items]
             start += items
             found.append(Delivery(*(np.concatenate(x) for x in zip(*part, strict=True))))
@@ -176,8 +182,8 @@ def on_device(stack: Stack, factors: Factors, roots: Roots) -> Delivery:
     """The same function inside the compiled step, in the statistics' dtype."""
     n, p = stack.order, stack.exponent
     matrices = _triangles.second(factors.statistics).reshape(-1, n, n)
-    dtype = roots.dtype or stack.dtype
-    limit = _CERTIFIED[str(jnp.dtype(stack.dtype))]
+    dtype = factors.roots.dtype
+    limit = _CERTIFIED[str(matrices.dtype)]
     alive = jnp.isfinite(matrices).all((1, 2)) & matrices.any((1, 2))
 
     def tried(method, ridge):

@@ -20,7 +20,6 @@ class Stack(NamedTuple):
       axes: The blocks' axes of that length, f of them.
       length: The number of blocks, b.
       exponent: p of the root A^(-1/p).
-      dtype: What the statistics are kept in.
     """
 
     group: int
@@ -28,7 +27,6 @@ class Stack(NamedTuple):
     axes: tuple[int, ...]
     length: int
     exponent: int
-    dtype: Any
 
     @property
     def factors(self) -> int:
@@ -70,21 +68,20 @@ def stacks(plan: _blocks.Plan, exponent: int | None) -> tuple[Stack, ...]:
             axes=tuple(axis for axis in group.axes if group.sizes[axis] == order),
             length=group.length,
             exponent=exponent or 2 * len(group.axes),
-            dtype=group.dtype,
         )
         for index, group in enumerate(plan.groups)
         for order in sorted({group.sizes[axis] for axis in group.axes})
     )
 
 
-def init(stack: Stack, epsilon: Any, root_dtype: Any) -> Factors:
+def init(stack: Stack, epsilon: Any, dtype: Any, root_dtype: Any) -> Factors:
     """Statistics start at ε·I."""
     n, shape = stack.order, (stack.length, len(stack.axes))
     start = _triangles.pack(epsilon * np.eye(n), np.zeros((n, n)))
     return Factors(
-        statistics=jnp.tile(jnp.asarray(start, stack.dtype), (*shape, 1, 1)),
-        weight=jnp.zeros(stack.length, stack.dtype),
-        roots=jnp.zeros((-(-stack.factors // 2), n, n + 1), root_dtype or stack.dtype),
+        statistics=jnp.tile(jnp.asarray(start, dtype), (*shape, 1, 1)),
+        weight=jnp.zeros(stack.length, dtype),
+        roots=jnp.zeros((-(-stack.factors // 2), n, n + 1), root_dtype or dtype),
         age=jnp.full(shape, -1, jnp.int32),
         residual=jnp.zeros(shape, jnp.float32),
         iterations=jnp.zeros(shape, jnp.int32),

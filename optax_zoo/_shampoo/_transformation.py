@@ -131,8 +131,7 @@ def scale_by_shampoo(
     other = graft_to not in (None, "adam") and optax.with_extra_args_support(graft_to)
 
     def cut(leaves, axes):
-        stand_ins = [jax.ShapeDtypeStruct(jnp.shape(x), _moments.wide_dtype(x)) for x in leaves]
-        plan = _blocks.plan(stand_ins, axes, blocks)
+        plan = _blocks.plan(leaves, axes, blocks)
         return plan, _statistics.stacks(plan, exponent)
 
     def init(params):
@@ -144,7 +143,8 @@ def scale_by_shampoo(
         _check_callbacks(roots)
         leaves = jax.tree.leaves(params)
         _, stacks = cut(leaves, _layers.leading_axes(layer_axes, params))
-        factors = tuple(_statistics.init(stack, init_epsilon, roots.dtype) for stack in stacks)
+        dtype = jnp.result_type(jnp.float32, *leaves)
+        factors = tuple(_statistics.init(s, init_epsilon, dtype, roots.dtype) for s in stacks)
         graft = _moments.zeros(params) if graft_to == "adam" else None
         return ShampooState(
             count=jnp.zeros((), jnp.int32),
@@ -186,7 +186,7 @@ def scale_by_shampoo(
             structure, leaves, gradients, momenta, state, step, params, extra_args
         )
 
-        refresher = Refresher(stacks, roots, schedule)
+        refresher = Refresher(stacks, state.factors, roots, schedule)
         factors = tuple(map(_statistics.older, state.factors))
         factors = refresher.adopt_due(step, factors)  # what is begun below is due later
         factors = _gathered(plan, stacks, factors, gradients, finite, b2, schedule.gathers(step))
