@@ -6,13 +6,13 @@ A worked example, `Blocks(size=4, merge_below=1)` and two parameters::
 
     w (8, 6)  ->  axes of 4 + 4 and 3 + 3  ->  4 blocks (4, 3)
     k (4, 3)  ->  one block (4, 3)
-                                       one stack (5, 4, 3): of w (0, 0), (0, 3), (4, 0), (4, 3); of k
+                                       one stack (5, 4, 3): four of w, one of k
 """
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -110,7 +110,7 @@ class Plan(NamedTuple):
 def plan(leaves: Sequence[Any], layer_axes: Sequence[int], blocks: Blocks) -> Plan:
     """Cuts a tree, given as leaves and their layer axes."""
     cores: list[tuple[int, ...] | None] = []
-    kinds: dict[tuple[Any, ...], list[Region]] = {}
+    kinds: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Region]] = {}
     for index, (leaf, layers) in enumerate(zip(leaves, layer_axes, strict=True)):
         shape = jnp.shape(leaf)
         core = _core(shape[layers:], blocks) if math.prod(shape) else None
@@ -125,7 +125,7 @@ def plan(leaves: Sequence[Any], layer_axes: Sequence[int], blocks: Blocks) -> Pl
             starts, counts, sizes = zip(*runs, strict=True)
             region = Region(index, starts, counts, slices * math.prod(counts))
             kinds.setdefault((sizes, axes), []).append(region)
-    groups = tuple(Group(*kind, tuple(regions)) for kind, regions in kinds.items())
+    groups = tuple(Group(sizes, axes, tuple(r)) for (sizes, axes), r in kinds.items())
     return Plan(tuple(cores), groups)
 
 
@@ -187,19 +187,14 @@ def _everywhere(x: jax.Array) -> jax.Array:
 def scatter(plan: Plan, stacks: Sequence[jax.Array]) -> dict[int, jax.Array]:
     """The inverse of `gather`: leaf index -> its array, (layers, *axes as merged)."""
     found: dict[int, dict[tuple[int, ...], jax.Array]] = {}
-    for group, stack in zip(plan.groups, stacks, strict=True):
-        offset = 0
-        for region in group.regions:
-            core = plan.cores[region.leaf]
-            assert core is not None
-            x = stack[offset : offset + region.length]
-            offset += region.length
-            axes = len(group.sizes)
-            x = x.reshape(core[0], *region.counts, *group.sizes)
-            order = [axis for i in range(axes) for axis in (1 + i, 1 + axes + i)]
-            lengths = [c * z for c, z in zip(region.counts, group.sizes, strict=True)]
-            x = x.transpose(0, *order).reshape(core[0], *lengths)
-            found.setdefault(region.leaf, {})[region.starts] = x
+    for region, group, part in _by_region(plan, stacks):
+        core = plan.cores[region.leaf]
+        assert core is not None
+        axes = len(group.sizes)
+        order = [axis for i in range(axes) for axis in (1 + i, 1 + axes + i)]
+        lengths = [c * z for c, z in zip(region.counts, group.sizes, strict=True)]
+        x = part.reshape(core[0], *region.counts, *group.sizes).transpose(0, *order)
+        found.setdefault(region.leaf, {})[region.starts] = x.reshape(core[0], *lengths)
     return {leaf: _assemble(regions) for leaf, regions in found.items()}
 
 
@@ -215,15 +210,37 @@ def _assemble(regions: dict[tuple[int, ...], jax.Array]) -> jax.Array:
     return next(iter(regions.values()))
 
 
-def any_per_layer(plan: Plan, flags: Sequence[jax.Array]) -> dict[int, jax.Array]:
-    """Flags of blocks, (blocks,) for each group -> leaf index: (layers,), whether any is set."""
+def spread(plan: Plan, values: Sequence[jax.Array]) -> dict[int, jax.Array]:
+    """One value for each block, (blocks,) per group -> leaf index: all over that leaf's blocks."""
+    found: dict[int, dict[tuple[int, ...], jax.Array]] = {}
+    for region, group, part in _by_region(plan, values):
+        core = plan.cores[region.leaf]
+        assert core is not None
+        singles = [n for count in region.counts for n in (count, 1)]
+        blocks = [n for pair in zip(region.counts, group.sizes, strict=True) for n in pair]
+        lengths = [c * z for c, z in zip(region.counts, group.sizes, strict=True)]
+        x = jnp.broadcast_to(part.reshape(core[0], *singles), (core[0], *blocks))
+        found.setdefault(region.leaf, {})[region.starts] = x.reshape(core[0], *lengths)
+    return {leaf: _assemble(regions) for leaf, regions in found.items()}
+
+
+def sum_per_layer(plan: Plan, values: Sequence[jax.Array]) -> dict[int, jax.Array]:
+    """One value for each block, (blocks,) per group -> leaf index: (layers,), the sums."""
     found: dict[int, jax.Array] = {}
-    for group, flag in zip(plan.groups, flags, strict=True):
-        offset = 0
-        for region in group.regions:
-            core = plan.cores[region.leaf]
-            assert core is not None
-            part = flag[offset : offset + region.length].reshape(core[0], -1).any(axis=1)
-            offset += region.length
-            found[region.leaf] = found[region.leaf] | part if region.leaf in found else part
+    for region, _, part in _by_region(plan, values):
+        core = plan.cores[region.leaf]
+        assert core is not None
+        total = part.reshape(core[0], -1).sum(axis=1)
+        found[region.leaf] = found[region.leaf] + total if region.leaf in found else total
     return found
+
+
+def _by_region(
+    plan: Plan, stacks: Sequence[jax.Array]
+) -> Iterator[tuple[Region, Group, jax.Array]]:
+    """Each region with its part of its group's stack."""
+    for group, stack in zip(plan.groups, stacks, strict=True):
+        start = 0
+        for region in group.regions:
+            yield region, group, stack[start : start + region.length]
+            start += region.length

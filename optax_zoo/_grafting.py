@@ -101,13 +101,16 @@ def graft(
 
 
 def with_norm_of(
-    magnitude: jax.Array, direction: jax.Array, layer_axes: int, usable: Any = True
+    magnitude: jax.Array, direction: jax.Array, layer_axes: int, d_norm: jax.Array | None = None
 ) -> jax.Array:
-    """`direction` at the norm of `magnitude`, layer by layer; `magnitude` where not `usable`."""
+    """`direction`, whose norms may be known, at the norm of `magnitude`, layer by layer.
+
+    `magnitude` itself where the direction's norm is zero or not finite.
+    """
     u, d = _moments.widen(magnitude), _moments.widen(direction)
     if not u.size:
         return u
-    d_norm = _layers.norms(d, layer_axes)
-    usable = usable & (d_norm > 0) & jnp.isfinite(d_norm)
+    d_norm = _layers.norms(d, layer_axes) if d_norm is None else d_norm
+    usable = (d_norm > 0) & jnp.isfinite(d_norm)
     scale = _layers.norms(u, layer_axes) / jnp.where(usable, d_norm, 1)
     return jnp.where(usable, scale * d, u)

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import threadpoolctl
-from jax import experimental
 
 _LOG = logging.getLogger("optax_zoo")
 _MOST_WORKERS, _MOST_TASKS, _MOST_TICKETS = 8, 8, 2
@@ -45,7 +44,7 @@ def begin(task: Task, ticket: Hashable, arrays: Sequence[np.ndarray]) -> None:
 
 
 def redeem(task: Task, ticket: Hashable, arrays: Sequence[np.ndarray]) -> Any:
-    """The answer of a task, begun or not; a failed computation is repeated once."""
+    """The answer of a task, begun or not; a failed computation is repeated twice."""
     return _host.redeem(task, ticket, arrays)
 
 
@@ -97,15 +96,6 @@ def _mix(x: jax.Array) -> jax.Array:
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)
-
-
-@contextlib.contextmanager
-def float64() -> Iterator[None]:
-    """Double precision on this process' first CPU device, for the current thread."""
-    owner = jax if hasattr(jax, "enable_x64") else experimental  # JAX before 0.8
-    enable_x64 = getattr(owner, "enable_x64")  # noqa: B009
-    with enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        yield
 
 
 class _OneBlasThread:
@@ -207,7 +197,7 @@ class _Host:
             self._staff()
 
     def redeem(self, task: Task, ticket: Hashable, arrays: Sequence[np.ndarray]) -> Any:
-        for repeated in (False, True):
+        for remedy in ("it is repeated", "it is done in the thread that waits"):
             entry = self._entry(task, ticket, arrays)
             error = self._wait(entry)
             if error is None:
@@ -215,11 +205,8 @@ class _Host:
             with self.lock:
                 if self.cache.get(task, {}).get(ticket) is entry:
                     del self.cache[task][ticket]
-            if not repeated:
-                reason = f"{type(error).__name__}: {error}"
-                _LOG.warning("Host work failed (%s); it is repeated, its result unaffected", reason)
-            elif not isinstance(error, _NoWorker):
-                raise error
+            reason = f"{type(error).__name__}: {error}"
+            _LOG.warning("Host work failed (%s); %s, its result unaffected", reason, remedy)
         with self.one_blas_thread:
             return task.join([task.run(item) for item in task.split(arrays)])
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from optax_zoo import _layers
 from optax_zoo._shampoo._transformation import ShampooState
@@ -64,7 +65,7 @@ def inspect(opt_state: Any, params: Any = None) -> dict[str, dict[str, float]]:
 def _concrete(x: Any) -> np.ndarray:
     """The numbers of an array or of a variable that holds one."""
     x = jax.tree.leaves(x)[0]
-    if isinstance(x, jax.core.Tracer):
+    if isinstance(x, Tracer):
         raise TypeError(f"opt_state holds the traced {x!r}; call inspect outside jit")
     return np.asarray(x)
 

@@ -20,15 +20,17 @@ def of_first(n: int) -> np.ndarray:
     return np.arange(n + 1) <= np.arange(n)[:, None]
 
 
+def _shaped(mask: np.ndarray, x: Any) -> np.ndarray:
+    """A mask with the rank of `x`."""
+    return mask.reshape(*[1] * (x.ndim - 2), *mask.shape)
+
+
 def pack(first: Any, second: Any) -> Any:
     """(..., n, n) twice -> (..., n, n + 1)."""
     xp = _arrays(first)
-    *batch, n, _ = first.shape
-    column = xp.zeros((*batch, n, 1), first.dtype)
-    mask = np.broadcast_to(of_first(n), (*batch, n, n + 1))
-    return xp.where(
-        mask, xp.concatenate([first, column], -1), xp.concatenate([column, second], -1)
-    )
+    column = xp.zeros((*first.shape[:-1], 1), first.dtype)
+    left, right = xp.concatenate([first, column], -1), xp.concatenate([column, second], -1)
+    return xp.where(_shaped(of_first(first.shape[-1]), left), left, right)
 
 
 def first(packed: Any) -> Any:
@@ -42,14 +44,14 @@ def second(packed: Any) -> Any:
 
 
 def _mirrored(half: Any, mask: np.ndarray) -> Any:
-    mask = np.broadcast_to(mask, half.shape)
-    return _arrays(half).where(mask, half, half.swapaxes(-1, -2))
+    return _arrays(half).where(_shaped(mask, half), half, half.swapaxes(-1, -2))
 
 
 def pack_pairs(matrices: Any) -> Any:
     """(count, n, n) -> (⌈count / 2⌉, n, n + 1), neighbours in one; an odd one out is doubled."""
-    return pack(matrices[0::2], _arrays(matrices).concatenate([matrices[1::2], matrices[-1:]])
-                if len(matrices) % 2 else matrices[1::2])
+    if len(matrices) % 2:
+        matrices = _arrays(matrices).concatenate([matrices, matrices[-1:]])
+    return pack(matrices[0::2], matrices[1::2])
 
 
 def unpack_pairs(packed: Any, count: int) -> Any:

@@ -34,8 +34,9 @@ NUMBERS: dict[str, tuple[list[Any], str]] = {
     "gamma": ([0.0, -1e-3, NAN, INF], "pass e.g. 1e-3"),
     "weight_decay": ([-1e-4, NAN, INF, "0.1", None], "schedule"),
 }
-# The second moment of AdaX grows: its b2 is another number.
+# The second moment of AdaX grows: its b2 is another number. That of Shampoo may be a sum.
 ADAX_B2 = ([0.0, -1e-4, 1.0, NAN], "not Adam's b2")
+SHAMPOO_B2 = ([-0.1, 1.1, 2, NAN, INF, [0.9], None], "pass e.g. 0.95, or 1 for a sum")
 
 
 def number_cases():
@@ -45,6 +46,8 @@ def number_cases():
                 continue
             if argument == "b2" and "adax" in name:
                 values, remedy = ADAX_B2
+            if argument == "b2" and "shampoo" in name:
+                values, remedy = SHAMPOO_B2
             for value in values:
                 yield pytest.param(entry, argument, value, remedy, id=f"{name}-{argument}={value}")
 
@@ -92,6 +95,15 @@ lars: Any = zoo.lars
 of_bounds: Any = zoo.scale_by_dynamic_bounds
 of_layers: Any = zoo.scale_by_layerwise_trust_ratio
 scaled: Any = zoo.scale_learning_rate
+graft: Any = zoo.graft
+of_shampoo: Any = zoo.scale_by_shampoo
+shampoo: Any = zoo.shampoo
+blocks: Any = zoo.Blocks
+refresh: Any = zoo.Refresh
+roots: Any = zoo.Roots
+root_of: Any = zoo.inverse_pth_root
+planned: Any = zoo.plan_refresh
+SGD = optax.identity()
 
 
 def warmed_up(**arguments: Any) -> optax.Schedule:
@@ -274,7 +286,298 @@ CASES: dict[str, Case] = {
     "total_float": (lambda: warmed_up(total_steps=1e4), TypeError, ("total_steps", "10000.0")),
     "power": (lambda: warmed_up(power=-1.0), ValueError, ("power", "-1.0", "pass 1.0")),
     "end_value": (lambda: warmed_up(end_value=-0.1), ValueError, ("end_value", "-0.1", "pass 0.0")),
+    # How parameters are cut.
+    "size_one": (lambda: blocks(size=1), ValueError, ("size must", "got 1;", "e.g. 512")),
+    "size_float": (lambda: blocks(size=2.5), TypeError, ("size must", "2.5", "e.g. 512")),
+    "size_bool": (lambda: blocks(size=True), TypeError, ("size must", "True")),
+    "size_none": (lambda: blocks(size=None), TypeError, ("size must", "None", "e.g. 512")),
+    "size_traced": (
+        lambda: jax.jit(lambda n: blocks(size=n).size)(4),
+        TypeError,
+        ("size must", "static_args=('size',)"),
+    ),
+    "merge_below_zero": (
+        lambda: blocks(merge_below=0),
+        ValueError,
+        ("merge_below", "got 0;", "or None"),
+    ),
+    "merge_below_array": (
+        lambda: blocks(merge_below=jnp.array(4)),
+        TypeError,
+        ("merge_below", "static_args=('merge_below',)"),
+    ),
+    "skip_above_zero": (lambda: blocks(skip_above=0), ValueError, ("skip_above", "0", "8192")),
+    "skip_above_none": (lambda: blocks(skip_above=None), TypeError, ("skip_above", "None", "8192")),
+    "one_sided_above": (
+        lambda: blocks(one_sided_above=-1),
+        ValueError,
+        ("one_sided_above", "-1", "or None"),
+    ),
+    # When roots are renewed.
+    "every_zero": (lambda: refresh(every=0), ValueError, ("every must", "got 0;", "e.g. 10")),
+    "every_float": (lambda: refresh(every=10.0), TypeError, ("every must", "10.0", "e.g. 10")),
+    "every_traced": (
+        lambda: jax.jit(lambda n: refresh(every=n).every)(4),
+        TypeError,
+        ("every must", "static_args=('every',)"),
+    ),
+    "delay_above_every": (
+        lambda: refresh(every=5, delay=6),
+        ValueError,
+        ("delay", "got 6 ", "every=5", "lower delay or raise every"),
+    ),
+    "delay_negative": (lambda: refresh(delay=-1), ValueError, ("delay", "-1", "None, or 0")),
+    "delay_float": (lambda: refresh(delay=1.0), TypeError, ("delay", "1.0", "None, or 0")),
+    "delay_array": (
+        lambda: refresh(delay=jnp.array(1)),
+        TypeError,
+        ("delay", "static_args=('delay',)"),
+    ),
+    "start_zero": (lambda: refresh(start=0), ValueError, ("start", "got 0;", "None, or 1")),
+    "start_above_every": (
+        lambda: refresh(every=5, start=6),
+        ValueError,
+        ("start", "got 6 ", "every=5", "lower start or raise every"),
+    ),
+    "start_above_default": (lambda: refresh(start=11), ValueError, ("start", "11", "every=10")),
+    "statistics_every": (
+        lambda: refresh(statistics_every=0),
+        ValueError,
+        ("statistics_every", "got 0;", "pass 1"),
+    ),
+    "interval_too_long": (
+        lambda: refresh(every=2**29, statistics_every=3),
+        ValueError,
+        ("every is 536870912", "statistics_every 3", "shorter"),
+    ),
+    "drift_every": (
+        lambda: refresh(drift_every=2),
+        ValueError,
+        ("drift_every", "got 2:", "`every`"),
+    ),
+    # How they are computed.
+    "roots_method": (
+        lambda: roots(method="newton"),
+        ValueError,
+        ("method", "'newton'", "'schur_newton', 'eigh'"),
+    ),
+    "roots_method_none": (lambda: roots(method=None), ValueError, ("method", "None", "'eigh'")),
+    "roots_on": (lambda: roots(on="gpu"), ValueError, ("on must", "'gpu'", "'host', 'device'")),
+    "roots_ridge": (lambda: roots(ridge=-1e-4), ValueError, ("ridge", "-0.0001", "e.g. 1e-4")),
+    "roots_ridge_nan": (lambda: roots(ridge=NAN), ValueError, ("ridge", "nan", "e.g. 1e-4")),
+    "roots_ridge_text": (lambda: roots(ridge="small"), TypeError, ("ridge", "'small'", "1e-4")),
+    "roots_ridge_traced": (
+        lambda: jax.jit(lambda r: roots(ridge=r).ridge)(1e-4),
+        TypeError,
+        ("ridge", "float", "static_args"),
+    ),
+    "roots_dtype": (lambda: roots(dtype=int), TypeError, ("dtype", "int", "jnp.bfloat16")),
+    "roots_dtype_complex": (
+        lambda: roots(dtype=jnp.complex64),
+        TypeError,
+        ("dtype", "complex64", "jnp.bfloat16"),
+    ),
+    "p_zero": (lambda: root_of(jnp.eye(2), 0), ValueError, ("p must", "got 0;", "e.g. 2")),
+    "p_negative": (lambda: root_of(jnp.eye(2), -2), ValueError, ("p must", "-2", "e.g. 2")),
+    "p_float": (lambda: root_of(jnp.eye(2), 2.0), TypeError, ("p must", "2.0", "e.g. 2")),
+    "p_traced": (
+        lambda: jax.jit(lambda p: root_of(jnp.eye(2), p))(2),
+        TypeError,
+        ("p must", "static_args=('p',)"),
+    ),
+    "root_of_vector": (lambda: root_of(jnp.ones(3), 2), ValueError, ("matrix", "(3,)", "square")),
+    "root_of_oblong": (
+        lambda: root_of(jnp.ones((4, 2, 3)), 2),
+        ValueError,
+        ("matrix", "(4, 2, 3)", "square"),
+    ),
+    "root_of_ints": (
+        lambda: root_of(jnp.eye(2, dtype=int), 2),
+        TypeError,
+        ("matrix", "int32", "cast it"),
+    ),
+    "root_of_complex": (
+        lambda: root_of(jnp.eye(2, dtype=complex), 2),
+        TypeError,
+        ("matrix", "complex64", "floating-point"),
+    ),
+    "root_method": (
+        lambda: root_of(jnp.eye(2), 2, method="svd"),
+        ValueError,
+        ("method", "'svd'", "'schur_newton', 'eigh'"),
+    ),
+    "root_ridge": (
+        lambda: root_of(jnp.eye(2), 2, ridge=-1e-3),
+        ValueError,
+        ("ridge", "-0.001", "e.g. 1e-6"),
+    ),
+    "root_ridge_inf": (
+        lambda: root_of(jnp.eye(2), 2, ridge=INF),
+        ValueError,
+        ("ridge", "inf", "e.g. 1e-6"),
+    ),
+    "root_tolerance": (
+        lambda: root_of(jnp.eye(2), 2, tolerance=0.0),
+        ValueError,
+        ("tolerance", "0.0", "1e-7"),
+    ),
+    "root_tolerance_traced": (
+        lambda: jax.jit(lambda x: root_of(jnp.eye(2), 2, tolerance=x))(1e-6),
+        TypeError,
+        ("tolerance", "Python number", "1e-7"),
+    ),
+    "root_iterations": (
+        lambda: root_of(jnp.eye(2), 2, max_iterations=0),
+        ValueError,
+        ("max_iterations", "got 0;", "None"),
+    ),
+    "root_iterations_array": (
+        lambda: root_of(jnp.eye(2), 2, max_iterations=jnp.array(3)),
+        TypeError,
+        ("max_iterations", "static_args=('max_iterations',)"),
+    ),
+    # Shampoo.
+    "exponent_zero": (lambda: of_shampoo(exponent=0), ValueError, ("exponent", "got 0;", "e.g. 2")),
+    "exponent_float": (lambda: shampoo(0.1, exponent=2.0), TypeError, ("exponent", "2.0", "2")),
+    "exponent_injected": (
+        lambda: init(optax.inject_hyperparams(zoo.scale_by_shampoo)(exponent=2)),
+        TypeError,
+        ("exponent", "static_args=('exponent',)"),
+    ),
+    "shampoo_layers_injected": (
+        lambda: init(optax.inject_hyperparams(zoo.shampoo)(0.1, layer_axes=1)),
+        TypeError,
+        ("layer_axes", "static_args=('layer_axes',)"),
+    ),
+    "shampoo_layers": (
+        lambda: init(shampoo(0.1, layer_axes=2)),
+        ValueError,
+        ("layer_axes", "parameter b", "(3,)"),
+    ),
+    "blocks_int": (lambda: of_shampoo(blocks=512), TypeError, ("blocks", "512", "Blocks()")),
+    "refresh_int": (lambda: shampoo(0.1, refresh=10), TypeError, ("refresh", "10", "Refresh()")),
+    "roots_text": (lambda: shampoo(0.1, roots="eigh"), TypeError, ("roots", "'eigh'", "Roots()")),
+    "group_class": (lambda: of_shampoo(refresh=zoo.Refresh), TypeError, ("refresh", "Refresh()")),
+    "mesh": (lambda: of_shampoo(mesh="mesh"), ValueError, ("mesh", "'mesh'", "leave it out")),
+    "graft_to_text": (
+        lambda: shampoo(0.1, graft_to="sgd"),
+        ValueError,
+        ("graft_to", "'sgd'", "optax.identity()"),
+    ),
+    "graft_to_number": (
+        lambda: of_shampoo(graft_to=1.0),
+        TypeError,
+        ("graft_to", "1.0", "optax.identity()"),
+    ),
+    "graft_to_factory": (
+        lambda: of_shampoo(graft_to=optax.adam),
+        TypeError,
+        ("graft_to", "adam", "optax.identity()"),
+    ),
+    "adams_norm_of_a_sum": (
+        lambda: shampoo(0.1, b2=1.0),
+        ValueError,
+        ("graft_to", "b2 is 1", "scale_by_rss"),
+    ),
+    "shampoo_nesterov": (
+        lambda: of_shampoo(nesterov=None),
+        TypeError,
+        ("nesterov", "None", "static_args=('nesterov',)"),
+    ),
+    "shampoo_eps": (lambda: shampoo(0.1, eps=0.0), ValueError, ("eps", "0.0", "e.g. 1e-8")),
+    "init_epsilon": (
+        lambda: of_shampoo(init_epsilon=-1e-4),
+        ValueError,
+        ("init_epsilon", "-0.0001", "1e-4"),
+    ),
+    "shampoo_complex": (
+        lambda: shampoo(0.1).init({"w": jnp.ones((2, 2), complex)}),
+        TypeError,
+        ("params['w']", "complex64", "split_real_and_imaginary"),
+    ),
+    "shampoo_ints": (
+        lambda: shampoo(0.1).init({"w": jnp.ones((2, 2), int)}),
+        TypeError,
+        ("params['w']", "int32", "optax.masked"),
+    ),
+    # Grafting.
+    "magnitude_text": (
+        lambda: graft("adam", SGD),
+        TypeError,
+        ("magnitude", "'adam'", "optax.identity()"),
+    ),
+    "direction_none": (
+        lambda: graft(SGD, None),
+        TypeError,
+        ("direction", "None", "optax.identity()"),
+    ),
+    "direction_factory": (lambda: graft(SGD, optax.adam), TypeError, ("direction", "adam", "e.g.")),
+    "where_numbers": (
+        lambda: graft(SGD, SGD, where={"w": 1}),
+        TypeError,
+        ("where", "the leaf 1", "True or False"),
+    ),
+    "where_prefix": (
+        lambda: init(graft(SGD, SGD, where={"w": True})),
+        ValueError,
+        ("where", "{'w': *}", "prefix"),
+    ),
+    "where_callable": (
+        lambda: init(graft(SGD, SGD, where=lambda p: jax.tree.map(jnp.ndim, p))),
+        TypeError,
+        ("where must hold bools", "True or False"),
+    ),
+    "graft_layers": (
+        lambda: init(graft(SGD, SGD, layer_axes=2)),
+        ValueError,
+        ("layer_axes", "parameter b", "(3,)"),
+    ),
+    "graft_ints": (
+        lambda: graft(SGD, SGD).init({"w": jnp.ones(2, int)}),
+        TypeError,
+        ("params['w']", "int32", "graft"),
+    ),
+    # The plan.
+    "step_seconds_zero": (
+        lambda: planned(PARAMS, 0.0),
+        ValueError,
+        ("step_seconds", "0.0", "e.g. 0.1"),
+    ),
+    "step_seconds_inf": (lambda: planned(PARAMS, INF), ValueError, ("step_seconds", "inf", "0.1")),
+    "step_seconds_nan": (lambda: planned(PARAMS, NAN), ValueError, ("step_seconds", "nan", "0.1")),
+    "step_seconds_none": (
+        lambda: planned(PARAMS, None),
+        TypeError,
+        ("step_seconds", "None", "e.g. 0.1"),
+    ),
+    "step_seconds_traced": (
+        lambda: jax.jit(lambda s: planned(PARAMS, s).root_seconds)(0.1),
+        TypeError,
+        ("step_seconds", "jit"),
+    ),
+    "planned_roots": (lambda: planned(PARAMS, 0.1, roots="eigh"), TypeError, ("roots", "'eigh'")),
+    "planned_device": (
+        lambda: planned(PARAMS, 0.1, roots=zoo.Roots(on="device")),
+        ValueError,
+        ("roots", "on='device'", "Refresh(every=...)"),
+    ),
+    "planned_blocks": (
+        lambda: planned(PARAMS, 0.1, blocks=512),
+        TypeError,
+        ("blocks", "512", "Blocks()"),
+    ),
+    # A report needs numbers.
+    "inspect_in_jit": (
+        lambda: jax.jit(lambda s: zoo.inspect(s) and s)(shampoo(0.1).init(PARAMS)),
+        TypeError,
+        ("opt_state", "traced", "outside jit"),
+    ),
     # What update needs.
+    "shampoo_without_params": (
+        lambda: update(shampoo(0.1, weight_decay=0.1)),
+        ValueError,
+        ("params is None", "shampoo with weight_decay=0.1"),
+    ),
     "lars_without_params": (
         lambda: update(lars(1.0)),
         ValueError,

@@ -17,10 +17,12 @@ NUMERICS = {
     "_blocks",
     "_checks",
     "_host",
+    "_host_roots",
     "_large_batch",
     "_layers",
     "_links",
     "_matrix_roots",
+    "_minimax",
     "_moments",
     "_triangles",
 }

@@ -35,6 +35,7 @@ TUNED = {
     "adaboundw": Tuning(3e-2, 1e-4),
     "adax": Tuning(3e-3, 1e-4),
     "adaxw": Tuning(3e-3, 0.05),
+    "shampoo": Tuning(3e-3, 0.1),
     "adamw": Tuning(3e-3, 0.1),
     "adam": Tuning(3e-3),
     "sgd": Tuning(0.3),
@@ -114,6 +115,19 @@ def check_update(name: str, optimizer: optax.GradientTransformation, params: Any
             f"--optimizer {name}: cannot step on gradients and a schedule alone ({reason}); "
             "choose another"
         ) from error
+
+
+def root_status(opt_state: Any) -> str:
+    """How old Shampoo's roots are and the worst residual among them; empty for others."""
+    layers = zoo.inspect(opt_state).values()
+    with_roots = [layer for layer in layers if layer["age"] >= 0]
+    if not with_roots:
+        return "no roots yet" if layers else ""
+    age = max(layer["age"] for layer in with_roots)
+    residual = max(layer["residual"] for layer in with_roots)
+    failures = sum(layer["failures"] for layer in layers)
+    failed = f", {failures:.0f} failed" if failures else ""
+    return f"roots {age:.0f} steps old, residual {residual:.0e}{failed}"
 
 
 def matrices(params: Any) -> Any:

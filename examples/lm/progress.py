@@ -42,10 +42,11 @@ class Reporter:
     ) -> None:
         self._bar.stop()
 
-    def show(self, row: Row) -> None:
+    def show(self, row: Row, note: str = "") -> None:
         """Moves the bar, and prints a line when the row has a held-out result."""
         rate = f"{row['tokens_per_second']:,.0f} tokens/s"
         status = f"loss {row['train_loss']:.3f}, {row['train_bits_per_byte']:.3f} bits/byte, {rate}"
+        status += f", {note}" if note else ""
         self._bar.update(self._task, completed=row["step"], status=status)
         if row["held_out_loss"] is not None:
             text = (

@@ -17,7 +17,7 @@ from rich.console import Console
 from lm import DivergedError
 from lm.data import Corpus, even_windows, random_windows
 from lm.model import ByteTransformer, next_byte_loss
-from lm.optimizers import check_update, make_optimizer, warmup_cosine
+from lm.optimizers import check_update, make_optimizer, root_status, warmup_cosine
 from lm.progress import Reporter
 from lm.run_folder import Row, RunFolder
 from lm.settings import Settings
@@ -124,7 +124,7 @@ def train(
                     "seconds": round(time.perf_counter() - begun, 3),
                 }
                 folder.append(row)
-                reporter.show(row)
+                reporter.show(row, root_status(state.opt_state))
                 stopping = stop.is_set()
                 if evaluating or stopping:
                     checkpoints.save(step, args=ocp.args.StandardSave(state))

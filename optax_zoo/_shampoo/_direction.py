@@ -58,42 +58,37 @@ def report(
 
 def finite_blocks(
     plan: _blocks.Plan, layer_axes: Sequence[int], gradients: Arrays
-) -> tuple[list[jax.Array], list[jax.Array], jax.Array]:
+) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array], jax.Array]:
     """Replaces blocks by zeros whose squares are not finite: 1e30 squares to inf in float32.
 
     Returns:
-      The gradients, for each group which of its blocks were finite, and for each leaf how many
-      were not. A leaf that is not preconditioned counts each layer slice as a block.
+      The gradients, the stacks of blocks as they came, for each stack which of its blocks are
+      finite, and for each leaf how many were not. A leaf that is not preconditioned counts each
+      layer slice as a block.
     """
+    stacks = [_blocks.gather(plan, group, gradients) for group in plan.groups]
+    finite = [jnp.isfinite((x * x).sum(tuple(range(1, x.ndim)))) for x in stacks]
+    masks = _blocks.spread(plan, finite)
+    cleaned = []
     skipped = jnp.zeros(len(gradients), jnp.int32)
-    finite, masks = [], []
-    for group in plan.groups:
-        blocks = _blocks.gather(plan, group, gradients)
-        is_finite = jnp.isfinite((blocks * blocks).sum(tuple(range(1, blocks.ndim))))
+    for group, is_finite in zip(plan.groups, finite, strict=True):
         leaf = jnp.array(group.leaf_of_block, jnp.int32)
         skipped = skipped.at[leaf].add((~is_finite).astype(jnp.int32))
-        finite.append(is_finite)
-        shaped = is_finite.reshape(-1, *[1] * (blocks.ndim - 1))
-        masks.append(jnp.broadcast_to(shaped, blocks.shape))
-    mask_of = _blocks.scatter(plan, masks)
-    cleaned = []
     for index, (g, axes) in enumerate(zip(gradients, layer_axes, strict=True)):
-        if index in mask_of:
-            mask = mask_of[index].reshape(g.shape)
+        if index in masks:
+            mask = masks[index].reshape(g.shape)
         else:
             mask = jnp.isfinite((g * g).sum(tuple(range(axes, g.ndim)), keepdims=True))
             skipped = skipped.at[index].add((~mask).sum(dtype=jnp.int32))
         cleaned.append(jnp.where(mask, g, 0))
-    return cleaned, finite, skipped
+    return cleaned, stacks, finite, skipped
 
 
 def momentum(
     gradients: Arrays, mu: Arrays, step: jax.Array, b1: Any, *, nesterov: bool
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """The numerator of `optax.scale_by_adam`, and the new first moment."""
-    new_mu = [
-        _moments.ema(g, m, b1).astype(m.dtype) for g, m in zip(gradients, mu, strict=True)
-    ]
+    new_mu = [_moments.ema(g, m, b1).astype(m.dtype) for g, m in zip(gradients, mu, strict=True)]
     correction = _moments.bias_correction(b1, step)
     if not nesterov:
         return [m / correction for m in new_mu], new_mu

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from optax_zoo import _host, _triangles
 from optax_zoo._shampoo import _statistics
@@ -66,7 +67,7 @@ class Refresher:
         task = self._task
 
         def on_host(ticket, *statistics):
-            _host.begin(task, np.asarray(ticket).tobytes(), [np.asarray(s) for s in statistics])
+            _host.begin(task, np.asarray(ticket).tobytes(), [_from_words(s) for s in statistics])
             return np.zeros((), np.int32)
 
         def prefetch(statistics):
@@ -74,7 +75,7 @@ class Refresher:
                 on_host,
                 jax.ShapeDtypeStruct((), jnp.int32),
                 _ticket(statistics),
-                *statistics,
+                *map(_to_words, statistics),
                 vmap_method="sequential",
             )
 
@@ -87,7 +88,9 @@ class Refresher:
     def _renewed(self, states: States, age: Any) -> States:
         states = jax.lax.stop_gradient(states)
         if self._roots.on == "device":
-            found = [on_device(s, f, self._roots) for s, f in zip(self._stacks, states, strict=True)]
+            found = [
+                on_device(s, f, self._roots) for s, f in zip(self._stacks, states, strict=True)
+            ]
         else:
             found = self._redeemed([s.statistics for s in states])
         return tuple(
@@ -97,21 +100,50 @@ class Refresher:
 
     def _redeemed(self, statistics: list[jax.Array]) -> Sequence[Delivery]:
         task = self._task
-        shapes = tuple(
-            Delivery(
-                jax.ShapeDtypeStruct((-(-count // 2), n, n + 1), jnp.dtype(dtype)),
-                jax.ShapeDtypeStruct((count, 4), jnp.float32),
-            )
-            for n, count, _, dtype in task.stacks
-        )
 
         def on_host(ticket, *statistics):
-            arrays = [np.asarray(s) for s in statistics]
-            return _host.redeem(task, np.asarray(ticket).tobytes(), arrays)
+            arrays = [_from_words(s) for s in statistics]
+            found = _host.redeem(task, np.asarray(ticket).tobytes(), arrays)
+            return tuple(Delivery(_to_words(roots), record) for roots, record in found)
 
-        return jax.pure_callback(
-            on_host, shapes, _ticket(statistics), *statistics, vmap_method="sequential"
+        def shape(n, count, dtype):
+            pairs = (-(-count // 2), n, n + 1)
+            if dtype == "float64":
+                return jax.ShapeDtypeStruct((*pairs, 2), jnp.uint32)
+            return jax.ShapeDtypeStruct(pairs, jnp.dtype(dtype))
+
+        found = jax.pure_callback(
+            on_host,
+            tuple(
+                Delivery(shape(n, count, dtype), jax.ShapeDtypeStruct((count, 4), jnp.float32))
+                for n, count, _, dtype in task.stacks
+            ),
+            _ticket(statistics),
+            *map(_to_words, statistics),
+            vmap_method="sequential",
         )
+        return tuple(Delivery(_from_words(roots), record) for roots, record in found)
+
+
+def _to_words(x: Any) -> Any:
+    """float64 as pairs of uint32, whose bits pass a callback unchanged.
+
+    It runs on a thread of XLA's, where `jax.enable_x64` of the caller's thread is off, and JAX
+    would round its arguments to float32 and refuse its results.
+    """
+    if x.dtype != np.float64:
+        return x
+    if isinstance(x, np.ndarray):
+        return np.ascontiguousarray(x)[..., None].view(np.uint32)
+    return jax.lax.bitcast_convert_type(x, jnp.uint32)
+
+
+def _from_words(x: Any) -> Any:
+    """The inverse of `_to_words`; of a callback's argument an array of NumPy."""
+    if isinstance(x, Tracer):
+        return x if x.dtype != jnp.uint32 else jax.lax.bitcast_convert_type(x, jnp.float64)
+    x = np.asarray(x)
+    return x if x.dtype != np.uint32 else np.ascontiguousarray(x).view(np.float64)[..., 0]
 
 
 def _ticket(statistics: Sequence[jax.Array]) -> jax.Array:

@@ -1,7 +1,6 @@
 """Inverse roots of the snapshots: one pure function, evaluated on the host or on the device."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_zoo import _checks, _host, _triangles
+from optax_zoo import _checks, _triangles
+from optax_zoo._host_roots import inverse_pth_roots
 from optax_zoo._matrix_roots import inverse_pth_root
 from optax_zoo._shampoo._statistics import Factors, Stack
 
@@ -69,11 +69,6 @@ def rungs(method: str, ridge: float) -> list[tuple[str, float]]:
     return [(method, ridge), (other, ridge), *((method, r) for r in wider)]
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _jitted_roots(matrices: jax.Array, p: int, method: str, ridge: float) -> Any:
-    return inverse_pth_root(matrices, p, method=method, ridge=ridge)
-
-
 @dataclasses.dataclass(frozen=True)
 class HostRoots:
     """The roots of all stacks as work for `_host`: float64, whatever the session's precision.
@@ -117,18 +112,16 @@ class HostRoots:
         roots, record = (np.concatenate(x) for x in zip(*parts, strict=True))
         return Delivery(_triangles.pack_pairs(roots), record)
 
-    def _certified(
-        self, matrices: np.ndarray, p: int, dtype: Any
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _certified(self, matrices: np.ndarray, p: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
         """(k, n, n) -> roots and records; a matrix that fails climbs the rungs alone."""
         ladder = rungs(self.method, self.ridge)
-        roots, residuals, iterations = _in_float64(matrices, p, *ladder[0])
+        roots, residuals, iterations = inverse_pth_roots(matrices, p, *ladder[0])
         roots = roots.astype(dtype)
         bad = ~_is_certified(roots, residuals)
         hopeless = ~np.isfinite(matrices).all((1, 2)) | ~matrices.any((1, 2))
         for i in np.flatnonzero(bad & ~hopeless):
             for method, ridge in ladder[1:]:
-                root, residual, iteration = _in_float64(matrices[i : i + 1], p, method, ridge)
+                root, residual, iteration = inverse_pth_roots(matrices[i : i + 1], p, method, ridge)
                 root = root.astype(dtype)
                 if _is_certified(root, residual)[0]:
                     roots[i], residuals[i], iterations[i] = root[0], residual[0], iteration[0]
@@ -150,13 +143,6 @@ class HostRoots:
         return tuple(found)
 
 
-def _in_float64(matrices: np.ndarray, p: int, method: str, ridge: float) -> Any:
-    """`inverse_pth_root` on the CPU in float64: roots, residuals, iterations."""
-    with _host.float64():
-        root, info = _jitted_roots(matrices, p, method, ridge)
-        return np.array(root), np.array(info.residual), np.array(info.iterations)
-
-
 def _is_certified(roots: np.ndarray, residuals: np.ndarray) -> np.ndarray:
     return (residuals <= _CERTIFIED["float64"]) & np.isfinite(roots.astype(np.float64)).all((1, 2))
 
@@ -167,7 +153,9 @@ def _condition(xp: Any, matrices: Any, roots: Any, p: int) -> Any:
     def norm(x):
         # A fixed start without symmetry, which no natural eigenvector is orthogonal to.
         n = x.shape[-1]
-        v = xp.broadcast_to(xp.cos(xp.arange(1, n + 1, dtype=x.dtype))[None, :, None], (len(x), n, 1))
+        v = xp.broadcast_to(
+            xp.cos(xp.arange(1, n + 1, dtype=x.dtype))[None, :, None], (len(x), n, 1)
+        )
         size = xp.ones((len(x), 1, 1), x.dtype)
         for _ in range(12):
             v = x @ v
@@ -214,9 +202,7 @@ def adopt(stack: Stack, factors: Factors, delivery: Delivery, age: Any) -> Facto
     n, shape = stack.order, (stack.length, len(stack.axes))
     good = delivery.record[:, 0] > 0
     pairs = jnp.pad(good, (0, len(good) % 2)).reshape(-1, 2)
-    mine = jnp.where(
-        _triangles.of_first(n)[None], pairs[:, 0, None, None], pairs[:, 1, None, None]
-    )
+    mine = jnp.where(_triangles.of_first(n)[None], pairs[:, 0, None, None], pairs[:, 1, None, None])
     good = good.reshape(shape)
     _, residual, iterations, condition = delivery.record.reshape(*shape, 4).transpose(2, 0, 1)
     return factors._replace(

@@ -145,7 +145,7 @@ def snapshot(factors: Factors) -> Factors:
 def precondition(
     parts: Sequence[tuple[Stack, Factors]], momentum: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """M ×₁ P₁ ×₂ P₂ … for each block of a group, and whether any of its factors has a root.
+    """M ×₁ P₁ ×₂ P₂ … for each block of a group, and which blocks have a root at all.
 
     P is the adopted root; a factor without one takes the scalar (tr L/n)^(−1/p).
     """

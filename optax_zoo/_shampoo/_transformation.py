@@ -175,7 +175,7 @@ def scale_by_shampoo(
         plan, stacks = cut(leaves, axes)
         step = schedule.next_count(state.count)
         wide = [_moments.widen(u) for u in leaves]
-        gradients, finite, skipped = _direction.finite_blocks(plan, axes, wide)
+        gradients, raw, finite, skipped = _direction.finite_blocks(plan, axes, wide)
         momenta, mu = gradients, state.mu
         if has_momentum:
             momenta, mu = _direction.momentum(
@@ -189,21 +189,21 @@ def scale_by_shampoo(
         refresher = Refresher(stacks, state.factors, roots, schedule)
         factors = tuple(map(_statistics.older, state.factors))
         factors = refresher.adopt_due(step, factors)  # what is begun below is due later
-        factors = _gathered(plan, stacks, factors, gradients, finite, b2, schedule.gathers(step))
+        factors = _gathered(stacks, factors, raw, finite, b2, schedule.gathers(step))
         factors, nothing = refresher.begin(step, factors)
-        ways, usable = _preconditioned(plan, stacks, factors, momenta)
+        ways, norms = _preconditioned(plan, stacks, factors, momenta)
 
         grafted = []
         for index, (u, magnitude) in enumerate(zip(leaves, sizes, strict=True)):
             direction = magnitude
             if index in ways:
-                shape = jnp.shape(u)
-                layer_shape = (*shape[: axes[index]], *[1] * (len(shape) - axes[index]))
-                direction, good = ways[index].reshape(shape), usable[index].reshape(layer_shape)
+                shape, layers = jnp.shape(u), axes[index]
+                norm = norms[index].reshape(*shape[:layers], *[1] * (len(shape) - layers))
+                direction = ways[index].reshape(shape)
                 if graft_to is None:
-                    direction = jnp.where(good, direction, magnitude)
+                    direction = jnp.where(norm > 0, direction, magnitude)
                 else:
-                    direction = _grafting.with_norm_of(magnitude, direction, axes[index], good)
+                    direction = _grafting.with_norm_of(magnitude, direction, layers, norm)
             grafted.append(direction.astype(jnp.result_type(u)))
         return structure.unflatten(grafted), ShampooState(
             count=step + nothing,
@@ -217,10 +217,9 @@ def scale_by_shampoo(
 
 
 def _gathered(
-    plan: _blocks.Plan,
     stacks: Sequence[_statistics.Stack],
     factors: Any,
-    gradients: Sequence[jax.Array],
+    blocks: Sequence[jax.Array],
     finite: Sequence[jax.Array],
     b2: Any,
     now: jax.Array | bool,
@@ -228,7 +227,6 @@ def _gathered(
     """The statistics with this step's gradients, where it is time."""
 
     def gather(factors):
-        blocks = [_blocks.gather(plan, group, gradients) for group in plan.groups]
         return tuple(
             _statistics.accumulate(s, f, blocks[s.group], finite[s.group], b2)
             for s, f in zip(stacks, factors, strict=True)
@@ -243,15 +241,24 @@ def _preconditioned(
     factors: Sequence[_statistics.Factors],
     momenta: Sequence[jax.Array],
 ) -> tuple[dict[int, jax.Array], dict[int, jax.Array]]:
-    """For each preconditioned leaf its direction, and which of its layers have a root at all."""
-    directions, usable = [], []
+    """For each preconditioned leaf its direction, and that one's norm in each layer.
+
+    The norm is 0 for a layer none of whose factors has a root.
+    """
+    directions, usable, squares = [], [], []
     for index, group in enumerate(plan.groups):
         parts = [(s, f) for s, f in zip(stacks, factors, strict=True) if s.group == index]
         blocks = _blocks.gather(plan, group, momenta)
         direction, has_root = _statistics.precondition(parts, blocks)
         directions.append(direction)
-        usable.append(has_root)
-    return _blocks.scatter(plan, directions), _blocks.any_per_layer(plan, usable)
+        usable.append(has_root.astype(jnp.int32))
+        squares.append((direction * direction).sum(tuple(range(1, direction.ndim))))
+    usable = _blocks.sum_per_layer(plan, usable)
+    norms = {
+        leaf: jnp.where(usable[leaf] > 0, _moments.root(total), 0)
+        for leaf, total in _blocks.sum_per_layer(plan, squares).items()
+    }
+    return _blocks.scatter(plan, directions), norms
 
 
 def _check_numbers(

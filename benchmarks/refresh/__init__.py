@@ -1,0 +1,1 @@
+"""What Shampoo's steps and refreshes cost: `python -m benchmarks.refresh`."""

@@ -1,0 +1,285 @@
+r"""Inverse p-th roots of symmetric matrices by matrix products alone, or by eigendecomposition.
+
+With a ridge known when the program is traced, the spectrum of the scaled matrix lies in a known
+interval, and a fixed list of polynomials brings it to 1: the coupled iteration of Guo and Higham
+with, at each step, the best polynomial of its degree instead of Newton's. The list is found once,
+in NumPy. Without such an interval Newton's own polynomial is the safe one.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optax_zoo import _checks, _minimax
+
+Matrix = jax.Array
+
+
+class InverseRootInfo(NamedTuple):
+    r"""How good a root is.
+
+    Attributes:
+      residual: :math:`\max |X^p A - I|` of each matrix, with its ridge; infinite without a root.
+      iterations: Steps of the iteration, int32; 0 for `"eigh"` and without a root.
+    """
+
+    residual: jax.Array
+    iterations: jax.Array
+
+
+def inverse_pth_root(
+    matrix: jax.Array,
+    p: int,
+    *,
+    method: str = "schur_newton",
+    ridge: Any = 1e-6,
+    tolerance: float | None = None,
+    max_iterations: int | None = None,
+) -> tuple[jax.Array, InverseRootInfo]:
+    r"""The inverse p-th root of symmetric positive semi-definite matrices, with a ridge.
+
+    .. math::
+
+      X = (A + \rho\,\lambda_{\max}(A)\,I)^{-1/p}
+
+    `"schur_newton"` needs only matrix products. It iterates, from :math:`M = A + \rho\lambda I`
+    scaled to a largest eigenvalue of 1, and :math:`H = I`,
+
+    .. math::
+
+      M \leftarrow T(M)^p M, \qquad H \leftarrow H\,T(M)
+
+    until :math:`M = I`, where :math:`H = X` up to the scale. Each :math:`T` minimises
+    :math:`\max |T(x)\,x^{1/p} - 1|` over the interval that the step before leaves, the first
+    from :math:`\rho / (1 + \rho)` to 1. With an array as `ridge`, or with one near the rounding
+    error, :math:`T = ((p + 1) I - M) / p`, Newton's. `"eigh"` is LAPACK's decomposition.
+
+    Not meant to be differentiated: reverse mode fails on the loops of `"schur_newton"`, and where
+    eigenvalues coincide `"eigh"` gives NaN. Of float16 and bfloat16 matrices the root is computed
+    in float32.
+
+    Args:
+      matrix: Symmetric matrices, shape (..., n, n); only symmetry is taken for granted, and the
+        residual tells what a matrix with negative eigenvalues gave.
+      p: The root, an int of at least 1.
+      method: `"schur_newton"` or `"eigh"`.
+      ridge: :math:`\rho`, relative to the largest eigenvalue, at least 0; a number or an array.
+      tolerance: Relative error of the root at which the iteration stops. None: 1e-7 where the
+        polynomials are fixed, as far as rounding lets Newton's come.
+      max_iterations: Most steps of the iteration; None: as many as the polynomials need, 100 of
+        Newton's.
+
+    Returns:
+      The roots, in the shape and dtype of `matrix`, and an `InverseRootInfo` with one entry per
+      matrix. The root of a matrix that is zero or not finite is NaN with an infinite residual;
+      other matrices of the batch are untouched by it.
+
+    Raises:
+      ValueError: If `matrix` is not square, or an argument is out of range.
+      TypeError: If `matrix` is not floating-point, or an argument has the wrong type.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax_zoo as zoo
+      >>> root, info = zoo.inverse_pth_root(jnp.diag(jnp.array([4.0, 16.0])), 2, ridge=0.0)
+      >>> print(root.round(4), info.residual < 1e-6)
+      [[0.5  0.  ]
+       [0.   0.25]] True
+
+    References:
+      Guo and Higham, `A Schur-Newton Method for the Matrix pth Root and its Inverse
+      <https://eprints.maths.manchester.ac.uk/850/>`_, 2006, the coupled iteration; Anil et al.,
+      `Scalable Second Order Optimization for Deep Learning <https://arxiv.org/abs/2002.09018>`_,
+      2021; Sastre, `Efficient evaluation of matrix polynomials
+      <https://doi.org/10.1016/j.laa.2017.11.010>`_, 2018, for degree 8 in three products.
+    """
+    matrix = jnp.asarray(matrix)
+    _check(matrix, p, method, ridge, tolerance, max_iterations)
+    if not matrix.size:
+        nothing = jnp.zeros(matrix.shape[:-2])
+        return matrix, InverseRootInfo(nothing, nothing.astype(jnp.int32))
+    dtype = jnp.promote_types(matrix.dtype, jnp.float32)
+    # A Python number would be weakly typed and an array may be wider: neither sets the dtype.
+    static_ridge = None if isinstance(ridge, jax.Array) else float(ridge)
+    ridge = jnp.asarray(ridge, dtype)
+    if method == "eigh":
+        iterate = None
+    elif (
+        static_ridge is not None
+        # In float32 and of low order, Newton's steps leave a hundredth of the residual.
+        and static_ridge
+        >= max(_minimax.LEAST_RIDGE, (1e4 if p <= 8 else 500) * float(jnp.finfo(dtype).eps))
+        and p > 1
+    ):
+        steps = _minimax.schedule(p, static_ridge, tolerance or _minimax.TOLERANCE)
+        iterate = functools.partial(_composed, p=p, schedule=steps[:max_iterations])
+    else:
+        iterate = functools.partial(
+            _newton, p=p, tolerance=tolerance or 0.0, max_iterations=max_iterations or 100
+        )
+    one = functools.partial(_root, p=p, ridge=ridge, iterate=iterate)
+    for _ in matrix.shape[:-2]:  # none for one matrix: XLA's batched products are slow on CPUs
+        one = jax.vmap(one)
+    root, info = one(matrix.astype(dtype))
+    return root.astype(matrix.dtype), info
+
+
+def _check(
+    matrix: Matrix, p: Any, method: Any, ridge: Any, tolerance: Any, max_iterations: Any
+) -> None:
+    if not jnp.issubdtype(matrix.dtype, jnp.floating):
+        raise TypeError(f"matrix must be floating-point, got {matrix.dtype}; cast it")
+    if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
+        raise ValueError(
+            f"matrix must be square, got the shape {matrix.shape}; pass an array (..., n, n)"
+        )
+    _checks.check_integer("p", p, at_least=1, remedy="pass e.g. 2")
+    _checks.check_choice("method", method, ("schur_newton", "eigh"))
+    _checks.check_number("ridge", ridge, at_least=0.0, remedy="pass e.g. 1e-6")
+    if tolerance is not None:
+        if isinstance(tolerance, jax.Array):
+            raise TypeError(
+                f"tolerance must be a Python number, got the array {tolerance!r}; pass e.g. 1e-7"
+            )
+        _checks.check_number("tolerance", tolerance, above=0.0, remedy="pass e.g. 1e-7, or None")
+    if max_iterations is not None:
+        _checks.check_integer("max_iterations", max_iterations, at_least=1, remedy="or pass None")
+
+
+def _root(
+    a: Matrix, *, p: int, ridge: jax.Array, iterate: Callable[[Matrix], Any] | None
+) -> tuple[Matrix, InverseRootInfo]:
+    """The root of one matrix; without an iteration by eigendecomposition."""
+    largest = jnp.max(jnp.abs(a))
+    usable = jnp.isfinite(largest) & (largest > 0)
+    identity = jnp.eye(a.shape[0], dtype=a.dtype)
+    # A power of two: scaling rounds nothing, and neither sums nor squares overflow.
+    exponent = jnp.where(usable, jnp.frexp(largest)[1], 0)
+    a = jnp.where(usable, _times_power_of_two(a, -exponent), identity)
+    if iterate is None:
+        eigenvalues, vectors = jnp.linalg.eigh(a)
+        top = eigenvalues[-1]
+        spectrum = (jnp.maximum(eigenvalues / top, 0) + ridge) / (1 + ridge)
+        half = vectors * (spectrum ** (-0.5 / p))[None, :]
+        root, iterations = _symmetric(_product(half, half.T)), 0
+        m = (a / top + ridge * identity) / (1 + ridge)
+    else:
+        top = _largest_eigenvalue(a)
+        m = (a / top + ridge * identity) / (1 + ridge)
+        root, iterations = iterate(m)
+    residual = jnp.max(jnp.abs(_product(_power(root, p), m) - identity))
+    scale = (top * (1 + ridge)) ** (-1 / p) * jnp.exp2(-(exponent % p).astype(a.dtype) / p)
+    root = _times_power_of_two(root * scale, -(exponent // p))
+    return jnp.where(usable, root, jnp.nan), InverseRootInfo(
+        jnp.where(usable & jnp.isfinite(residual), residual, jnp.inf),
+        jnp.where(usable, iterations, 0).astype(jnp.int32),
+    )
+
+
+def _times_power_of_two(x: jax.Array, exponent: jax.Array) -> jax.Array:
+    """x 2^exponent in two factors, as one alone may not be representable."""
+    half = exponent // 2
+    one = jnp.ones((), x.dtype)
+    return x * jnp.ldexp(one, half) * jnp.ldexp(one, exponent - half)
+
+
+def _product(a: Matrix, b: Matrix) -> Matrix:
+    return jnp.matmul(a, b, precision="highest")
+
+
+def _symmetric(a: Matrix) -> Matrix:
+    return (a + a.T) / 2
+
+
+def _power(a: Matrix, p: int) -> Matrix:
+    """a^p by squaring, for a symmetric a."""
+    if p == 1:
+        return a
+    half = _power(a, p // 2)
+    square = _product(half, half)
+    return square if p % 2 == 0 else _product(square, a)
+
+
+def _largest_eigenvalue(a: Matrix) -> jax.Array:
+    """By Lanczos' recurrence, from a fixed start; the copies that rounding adds do no harm."""
+    n = a.shape[0]
+    first, most = 48, min(n, 128)
+    if n <= first:
+        return jnp.linalg.eigvalsh(a)[-1]
+    start = jnp.asarray(np.random.default_rng(0).normal(size=n), a.dtype)
+
+    def step(carry, _):
+        w, previous = carry
+        norm = jnp.linalg.norm(w)
+        v = w / jnp.where(norm > 0, norm, 1)
+        w = _product(a, v) - norm * previous
+        diagonal = jnp.vdot(v, w)
+        return (w - diagonal * v, v), (diagonal, norm)
+
+    def ritz(diagonal, norms):
+        off = jnp.diag(norms[1:], 1)
+        values, vectors = jnp.linalg.eigh(jnp.diag(diagonal) + off + off.T)
+        return values[-1], jnp.abs(vectors[-1, -1])
+
+    carry, rows = jax.lax.scan(step, (start, jnp.zeros_like(start)), None, length=first)
+    value, last = ritz(*rows)
+
+    def proceed():
+        _, more = jax.lax.scan(step, carry, None, length=most - first)
+        return ritz(*(jnp.concatenate(pair) for pair in zip(rows, more, strict=True)))[0]
+
+    # The value's error is at most the residual's square over the gap below it.
+    return jax.lax.cond(jnp.linalg.norm(carry[0]) * last <= 1e-5 * value, lambda: value, proceed)
+
+
+class _Newton(NamedTuple):
+    step: jax.Array
+    m: Matrix
+    h: Matrix
+    best: Matrix
+    best_error: jax.Array
+    promising: jax.Array
+
+
+def _newton(
+    a: Matrix, *, p: int, tolerance: float, max_iterations: int
+) -> tuple[Matrix, jax.Array]:
+    """Coupled Newton iteration for a matrix whose largest eigenvalue is 1."""
+    identity = jnp.eye(a.shape[0], dtype=a.dtype)
+    z = (1 + p) / 2  # z a has its spectrum in (0, p + 1), where Newton converges
+
+    def unfinished(now):
+        return (now.step < max_iterations) & now.promising & (now.best_error > p * tolerance)
+
+    def step(now):
+        t = ((p + 1) * identity - now.m) / p
+        m = _symmetric(_product(_power(t, p), now.m))
+        h = _product(now.h, t)
+        error = jnp.max(jnp.abs(m - identity))
+        better = error < now.best_error
+        # Far from I the entries' error may grow while every eigenvalue converges.
+        promising = jnp.isfinite(error) & (better | (now.best_error >= 0.01))
+        best = jnp.where(better, h, now.best)
+        best_error = jnp.where(better, error, now.best_error)
+        return _Newton(now.step + 1, m, h, best, best_error, promising)
+
+    h = z ** (1 / p) * identity
+    start = _Newton(jnp.array(0), z * a, h, h, jnp.max(jnp.abs(z * a - identity)), jnp.array(True))
+    last = jax.lax.while_loop(unfinished, step, start)
+    return _symmetric(last.best), last.step
+
+
+def _composed(a: Matrix, *, p: int, schedule: tuple[_minimax.Step, ...]) -> tuple[Matrix, int]:
+    """The coupled iteration with fixed polynomials, for a matrix in their interval."""
+    identity = jnp.eye(a.shape[0], dtype=a.dtype)
+    m, h = a, identity
+    for number, step in enumerate(schedule, 1):
+        s = step.slope * m + step.shift * identity
+        t = _minimax.polynomial(step.coefficients, s, identity, _product)
+        h = t if number == 1 else _product(h, t)
+        if number < len(schedule):
+            m = _symmetric(_product(_power(t, p), m))
+    return _symmetric(h), len(schedule)
