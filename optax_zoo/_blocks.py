@@ -12,7 +12,7 @@ A worked example, `Blocks(size=4, merge_below=1)` and two parameters::
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -224,15 +224,16 @@ def spread(plan: Plan, values: Sequence[jax.Array]) -> dict[int, jax.Array]:
     return {leaf: _assemble(regions) for leaf, regions in found.items()}
 
 
-def sum_per_layer(plan: Plan, values: Sequence[jax.Array]) -> dict[int, jax.Array]:
-    """One value for each block, (blocks,) per group -> leaf index: (layers,), the sums."""
-    found: dict[int, jax.Array] = {}
+def per_layer(
+    plan: Plan, values: Sequence[jax.Array], reduce: Callable[[jax.Array], jax.Array]
+) -> dict[int, jax.Array]:
+    """Values of blocks, (blocks,) per group -> leaf index: (layers,), each layer's reduced."""
+    found: dict[int, list[jax.Array]] = {}
     for region, _, part in _by_region(plan, values):
         core = plan.cores[region.leaf]
         assert core is not None
-        total = part.reshape(core[0], -1).sum(axis=1)
-        found[region.leaf] = found[region.leaf] + total if region.leaf in found else total
-    return found
+        found.setdefault(region.leaf, []).append(part.reshape(core[0], -1))
+    return {leaf: reduce(jnp.concatenate(parts, axis=1)) for leaf, parts in found.items()}
 
 
 def _by_region(

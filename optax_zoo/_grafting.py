@@ -85,7 +85,7 @@ def graft(
         ways, direction_state = direction.update(updates, state.direction, params, **extra_args)
         leaves, structure = jax.tree.flatten(updates)
         grafted = [
-            with_norm_of(u, d, axes).astype(jnp.result_type(g)) if is_grafted else u
+            _graft_leaf(u, d, axes).astype(jnp.result_type(g)) if is_grafted else u
             for g, u, d, is_grafted, axes in zip(
                 leaves,
                 structure.flatten_up_to(sizes),
@@ -100,17 +100,16 @@ def graft(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def with_norm_of(
-    magnitude: jax.Array, direction: jax.Array, layer_axes: int, d_norm: jax.Array | None = None
-) -> jax.Array:
-    """`direction`, whose norms may be known, at the norm of `magnitude`, layer by layer.
-
-    `magnitude` itself where the direction's norm is zero or not finite.
-    """
+def _graft_leaf(magnitude: jax.Array, direction: jax.Array, layer_axes: int) -> jax.Array:
     u, d = _moments.widen(magnitude), _moments.widen(direction)
-    if not u.size:
-        return u
-    d_norm = _layers.norms(d, layer_axes) if d_norm is None else d_norm
+    return with_norm_of(u, d, _layers.safe_norms(u, layer_axes), _layers.safe_norms(d, layer_axes))
+
+
+def with_norm_of(
+    magnitude: jax.Array, direction: jax.Array, u_norm: jax.Array, d_norm: jax.Array
+) -> jax.Array:
+    """`direction` at the norm of `magnitude`, given both norms; else `magnitude` itself."""
     usable = (d_norm > 0) & jnp.isfinite(d_norm)
-    scale = _layers.norms(u, layer_axes) / jnp.where(usable, d_norm, 1)
-    return jnp.where(usable, scale * d, u)
+    # Scaled to norm 1 first: a quotient of norms need not be representable.
+    unit = direction / jnp.where(usable, d_norm, 1)
+    return jnp.where(usable, u_norm * unit, magnitude)

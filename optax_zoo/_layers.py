@@ -72,6 +72,16 @@ def leading_axes(layer_axes: LayerAxes, tree: Any) -> list[int]:
     return counts
 
 
+def safe_norms(x: jax.Array, layer_axes: int) -> jax.Array:
+    """`norms` where squares may overflow or vanish: relative to each slice's largest entry."""
+    if not x.size:
+        return norms(x, layer_axes)
+    axes = tuple(range(layer_axes, x.ndim))
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=axes, keepdims=True))
+    usable = (largest > 0) & jnp.isfinite(largest)
+    return jnp.where(usable, largest, 1) * norms(x / jnp.where(usable, largest, 1), layer_axes)
+
+
 def norms(x: jax.Array, layer_axes: int) -> jax.Array:
     """|x| of each layer slice, shaped to broadcast against `x`, with gradient 0 at 0."""
     axes = tuple(range(layer_axes, x.ndim))

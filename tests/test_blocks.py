@@ -246,7 +246,8 @@ def test_values_of_blocks_are_spread_over_their_leaves():
     np.testing.assert_array_equal(found[0][..., 0], [[1, 1, 1, 3, 3], [2, 2, 2, 4, 4]])
     assert found[0].shape == (2, 5, 4)
     np.testing.assert_array_equal(found[2], np.full((1, 4, 4), 5.0))
-    sums = _blocks.sum_per_layer(plan, [jnp.array(values[g.sizes]) for g in plan.groups])
+    stacks = [jnp.array(values[g.sizes]) for g in plan.groups]
+    sums = _blocks.per_layer(plan, stacks, lambda x: x.sum(axis=1))
     assert {leaf: x.tolist() for leaf, x in sums.items()} == {0: [4.0, 6.0], 2: [5.0]}
 
 
@@ -271,10 +272,11 @@ def test_a_spread_value_lies_on_its_block(tree, blocks):
         np.testing.assert_array_equal(x, scattered[index])
 
 
-def test_sums_run_over_every_block_of_a_layer():
+def test_flags_reach_over_every_block_of_a_layer():
     plan = _blocks.plan(abstract((3, 8, 4)), [1], zoo.Blocks(size=4, merge_below=1))
     for block in range(6):
-        (found,) = _blocks.sum_per_layer(plan, [1.0 * (jnp.arange(6) == block)]).values()
+        flags = [jnp.arange(6) == block]
+        (found,) = _blocks.per_layer(plan, flags, lambda x: x.any(axis=1)).values()
         assert found.tolist() == [block // 2 == layer for layer in range(3)]
 
 

@@ -1,10 +1,8 @@
 """Shampoo against an independent NumPy reference, recorded runs and a table of its schedule."""
 
-import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import shampoo_reference as reference
-from shampoo_reference import Setting, gradients
 
 import optax_zoo as zoo
-from helpers import assert_close, trajectory
+import shampoo_reference as reference
+from helpers import assert_close, enable_x64, trajectory
+from shampoo_reference import Setting, gradients
 
 GOLDEN = Path(__file__).parent / "golden"
 TREE = {
@@ -30,22 +28,6 @@ TREE = {
     "row": (1, 7),
 }
 SMALL = {"matrix": (6, 5), "order_3": (4, 3, 5), "vector": (5,)}
-
-
-@contextlib.contextmanager
-def double_precision(on: bool = True) -> Iterator[None]:
-    """For all threads: JAX hands float64 to a callback only where its own thread has x64 on."""
-    jax.config.update("jax_enable_x64", on)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_x64", False)
-
-
-@pytest.fixture
-def x64():
-    with double_precision():
-        yield
 
 
 GRAFTS = {
@@ -108,7 +90,7 @@ def worst(actual: dict[str, np.ndarray], desired: dict[str, np.ndarray]) -> tupl
 
 def compare(s: Setting, shapes=SMALL, *, tolerance, dtype="float64", **roots) -> None:
     grads = gradients(shapes)
-    with double_precision(dtype == "float64"):
+    with enable_x64(dtype == "float64"):
         found = updates(ours(s, **roots), grads, dtype)
     error, where = worst(found, reference.directions(grads, s))
     assert error <= tolerance, f"{error:.2g} in {where}"
@@ -240,7 +222,7 @@ def test_a_block_that_is_not_finite_counts_as_zeros():
     grads["matrix"][13, 5, 2] = np.nan
     grads["matrix"][20, 1, 1] = np.inf
     grads["vector"][7, 3] = -np.inf
-    with double_precision():
+    with enable_x64():
         found = updates(ours(s, root_dtype=jnp.float64), grads)
     error, where = worst(found, reference.directions(grads, s))
     assert error <= 1e-6, f"{error:.2g} in {where}"

@@ -92,7 +92,7 @@ def momentum(
     correction = _moments.bias_correction(b1, step)
     if not nesterov:
         return [m / correction for m in new_mu], new_mu
-    ahead = b1 / _moments.bias_correction(b1, step + 1)
+    ahead = b1 / _moments.bias_correction(b1, jnp.asarray(step, float) + 1)  # past int32's end
     return [
         ahead * m + (1 - b1) / correction * g for m, g in zip(new_mu, gradients, strict=True)
     ], new_mu

@@ -79,7 +79,14 @@ def plan_refresh(
       Anil et al., `Scalable Second Order Optimization for Deep Learning
       <https://arxiv.org/abs/2002.09018>`_, 2020, section 4.
     """
+    if isinstance(step_seconds, jax.Array):
+        raise TypeError(
+            f"step_seconds must be a Python number, got the array {step_seconds!r}; pass "
+            "float(step_seconds), outside jit"
+        )
     _checks.check_number("step_seconds", step_seconds, above=0.0, remedy="pass e.g. 0.1")
+    if not isinstance(blocks, _blocks.Blocks):
+        raise TypeError(f"blocks must be a Blocks, got {blocks!r}; pass e.g. Blocks(size=512)")
     if roots is not None and not isinstance(roots, Roots):
         raise TypeError(f"roots must be a Roots, got {roots!r}; pass e.g. Roots()")
     if roots is not None and roots.on != "host":

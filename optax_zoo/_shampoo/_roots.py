@@ -167,7 +167,10 @@ def _condition(xp: Any, matrices: Any, roots: Any, p: int) -> Any:
 
 
 def on_device(stack: Stack, factors: Factors, roots: Roots) -> Delivery:
-    """The same function inside the compiled step, in the statistics' dtype."""
+    """The same function inside the compiled step, in the statistics' dtype.
+
+    Each rung is compiled into the step, so there is one more: the other method and more ridge.
+    """
     n, p = stack.order, stack.exponent
     matrices = _triangles.second(factors.statistics).reshape(-1, n, n)
     dtype = factors.roots.dtype
@@ -179,18 +182,17 @@ def on_device(stack: Stack, factors: Factors, roots: Roots) -> Delivery:
         good = (info.residual <= limit) & jnp.isfinite(root.astype(dtype)).all((1, 2))
         return jnp.where(good[:, None, None], root, 0), info.residual, info.iterations, good
 
-    first, *others = rungs(roots.method, roots.ridge)[:3]
-    found = tried(*first)
-    for rung in others:
+    ladder = rungs(roots.method, roots.ridge)
+    found = tried(*ladder[0])
 
-        def climb(found, rung=rung):
-            keep = found[3]
-            return tuple(
-                jnp.where(keep.reshape(-1, *[1] * (old.ndim - 1)), old, new)
-                for old, new in zip(found, tried(*rung), strict=True)
-            )
+    def climb(found):
+        keep = found[3]
+        return tuple(
+            jnp.where(keep.reshape(-1, *[1] * (old.ndim - 1)), old, new)
+            for old, new in zip(found, tried(ladder[1][0], ladder[2][1]), strict=True)
+        )
 
-        found = jax.lax.cond((alive & ~found[3]).any(), climb, lambda found: found, found)
+    found = jax.lax.cond((alive & ~found[3]).any(), climb, lambda found: found, found)
     root, residual, iterations, good = found
     condition = jnp.where(good, _condition(jnp, matrices, root, p), 0)
     record = jnp.stack([good, residual, iterations, condition], 1, dtype=jnp.float32)

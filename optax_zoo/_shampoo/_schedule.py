@@ -40,10 +40,10 @@ class Refresh:
         _checks.check_integer(
             "statistics_every", self.statistics_every, at_least=1, remedy="pass 1 for every step"
         )
-        if math.lcm(self.every, self.statistics_every) > _LONGEST:
+        if math.lcm(self.every, self.statistics_every) >= _LONGEST:
             raise ValueError(
                 f"every is {self.every!r} and statistics_every {self.statistics_every!r}: their "
-                f"least common multiple exceeds {_LONGEST}; pass shorter intervals"
+                f"least common multiple must be below {_LONGEST}; pass shorter intervals"
             )
         if self.delay is not None:
             _checks.check_integer("delay", self.delay, at_least=0, remedy="pass None, or 0 … every")

@@ -191,19 +191,22 @@ def scale_by_shampoo(
         factors = refresher.adopt_due(step, factors)  # what is begun below is due later
         factors = _gathered(stacks, factors, raw, finite, b2, schedule.gathers(step))
         factors, nothing = refresher.begin(step, factors)
-        ways, norms = _preconditioned(plan, stacks, factors, momenta)
+        ways, norms, usable = _preconditioned(plan, stacks, factors, momenta)
 
         grafted = []
         for index, (u, magnitude) in enumerate(zip(leaves, sizes, strict=True)):
             direction = magnitude
             if index in ways:
                 shape, layers = jnp.shape(u), axes[index]
-                norm = norms[index].reshape(*shape[:layers], *[1] * (len(shape) - layers))
+                layered = (*shape[:layers], *[1] * (len(shape) - layers))
                 direction = ways[index].reshape(shape)
-                if graft_to is None:
-                    direction = jnp.where(norm > 0, direction, magnitude)
-                else:
-                    direction = _grafting.with_norm_of(magnitude, direction, layers, norm)
+                if graft_to is not None:
+                    # Adam's updates are near 1 in size, others' may be anything.
+                    norm_of = _layers.safe_norms if other else _layers.norms
+                    d_norm = norms[index].reshape(layered)
+                    u_norm = norm_of(magnitude, layers)
+                    direction = _grafting.with_norm_of(magnitude, direction, u_norm, d_norm)
+                direction = jnp.where(usable[index].reshape(layered), direction, magnitude)
             grafted.append(direction.astype(jnp.result_type(u)))
         return structure.unflatten(grafted), ShampooState(
             count=step + nothing,
@@ -240,25 +243,20 @@ def _preconditioned(
     stacks: Sequence[_statistics.Stack],
     factors: Sequence[_statistics.Factors],
     momenta: Sequence[jax.Array],
-) -> tuple[dict[int, jax.Array], dict[int, jax.Array]]:
-    """For each preconditioned leaf its direction, and that one's norm in each layer.
-
-    The norm is 0 for a layer none of whose factors has a root.
-    """
-    directions, usable, squares = [], [], []
+) -> tuple[dict[int, jax.Array], dict[int, jax.Array], dict[int, jax.Array]]:
+    """For each preconditioned leaf its direction and, of each layer, norm and having a root."""
+    directions, norms, usable = [], [], []
     for index, group in enumerate(plan.groups):
         parts = [(s, f) for s, f in zip(stacks, factors, strict=True) if s.group == index]
-        blocks = _blocks.gather(plan, group, momenta)
-        direction, has_root = _statistics.precondition(parts, blocks)
+        direction, has_root = _statistics.precondition(parts, _blocks.gather(plan, group, momenta))
         directions.append(direction)
-        usable.append(has_root.astype(jnp.int32))
-        squares.append((direction * direction).sum(tuple(range(1, direction.ndim))))
-    usable = _blocks.sum_per_layer(plan, usable)
-    norms = {
-        leaf: jnp.where(usable[leaf] > 0, _moments.root(total), 0)
-        for leaf, total in _blocks.sum_per_layer(plan, squares).items()
-    }
-    return _blocks.scatter(plan, directions), norms
+        norms.append(_layers.safe_norms(direction, 1).reshape(-1))
+        usable.append(has_root)
+    return (
+        _blocks.scatter(plan, directions),
+        _blocks.per_layer(plan, norms, lambda x: _layers.safe_norms(x, 1)[:, 0]),
+        _blocks.per_layer(plan, usable, lambda x: x.any(axis=1)),
+    )
 
 
 def _check_numbers(
