@@ -86,7 +86,7 @@ def plan_refresh(
         )
     _checks.check_number("step_seconds", step_seconds, above=0.0, remedy="pass e.g. 0.1")
     if not isinstance(blocks, _blocks.Blocks):
-        raise TypeError(f"blocks must be a Blocks, got {blocks!r}; pass e.g. Blocks(size=512)")
+        raise TypeError(f"blocks must be a Blocks, got {blocks!r}; pass e.g. Blocks()")
     if roots is not None and not isinstance(roots, Roots):
         raise TypeError(f"roots must be a Roots, got {roots!r}; pass e.g. Roots()")
     if roots is not None and roots.on != "host":
