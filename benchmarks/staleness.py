@@ -5,8 +5,8 @@
 
 The network is 256-200-100-50-25-6 and back, tanh with a linear code, on 16 × 16 pictures of random
 Bézier curves; the loss is the cross-entropy of a pixel above its floor, summed over the picture.
-Every cell is the best of the given learning rates, a cosine with a tenth of warm-up each; AdamW
-gets the same rates, and as many more below, for it wants smaller ones. Refreshes do not depend on
+Every cell is the best of the given learning rates, a cosine with a tenth of warm-up. AdamW gets
+more: its own rates, also a fifth of warm-up, with and without Nesterov. Refreshes do not depend on
 how fast the host is, so neither do these numbers.
 """
 
@@ -46,6 +46,8 @@ class Settings:
     """Values of S."""
     rates: tuple[float, ...] = (0.01, 0.03, 0.1)
     """Peak learning rates, of which each cell takes the best."""
+    adamw_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 3e-3, 5e-3)
+    """Peak learning rates of AdamW."""
     seed: int = 0
     """Seed of pictures, weights and batches."""
     markdown: Path | None = None
@@ -109,13 +111,17 @@ def final_loss(tx: optax.GradientTransformation, data: jax.Array, settings: Sett
 
 
 def best(
-    make: Any, rates: Sequence[float], data: jax.Array, settings: Settings
+    makers: Sequence[Any],
+    rates: Sequence[float],
+    warmups: Sequence[float],
+    data: Any,
+    settings: Any,
 ) -> tuple[float, float]:
     """The lowest final loss and its learning rate."""
-    warmup = settings.steps // 10
     found = []
-    for rate in rates:
-        schedule = optax.schedules.warmup_cosine_decay_schedule(0.0, rate, warmup, settings.steps)
+    for make, rate, warmup in itertools.product(makers, rates, warmups):
+        steps = int(warmup * settings.steps)
+        schedule = optax.schedules.warmup_cosine_decay_schedule(0.0, rate, steps, settings.steps)
         found.append((final_loss(make(schedule), data, settings), rate))
     return min(found)
 
@@ -150,20 +156,11 @@ def main(settings: Settings) -> None:
 
     for every, delay, start in track(cells, "training", console=console):
         refresh = zoo.Refresh(every=every, delay=delay, start=start)
-        value, rate = best(
-            lambda schedule, refresh=refresh: zoo.shampoo(schedule, refresh=refresh),
-            settings.rates,
-            data,
-            settings,
-        )
+        make = partial(zoo.shampoo, refresh=refresh)
+        value, rate = best([make], settings.rates, [0.1], data, settings)
         say(every, delay, start, adoptions(refresh, delay, settings.steps), f"{value:.2f}", rate)
-    lower = [rate / 10 for rate in settings.rates]
-    value, rate = best(
-        partial(optax.adamw, b2=0.95, weight_decay=0.0, nesterov=True),
-        [*lower, *settings.rates],
-        data,
-        settings,
-    )
+    adamw = [partial(optax.adamw, b2=0.95, weight_decay=0.0, nesterov=n) for n in (True, False)]
+    value, rate = best(adamw, settings.adamw_rates, [0.1, 0.2], data, settings)
     say("AdamW", "", "", "", f"{value:.2f}", f"{rate:g}")
     console.print(table)
     if settings.markdown:

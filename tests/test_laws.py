@@ -537,7 +537,9 @@ def test_integer_parameters_are_refused_by_name(tx, dtype):
 
 
 @pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
-def test_sharded_parameters_keep_the_states_sharding_and_the_result(tx, axis_type):
+def test_sharded_parameters_keep_the_states_sharding_and_the_result(tx, axis_type, request):
+    if axis_type == "Explicit" and "shampoo" in request.node.name and jax.__version_info__ < (0, 8):
+        pytest.skip("JAX 0.7 has no sharding rule for scatters")
     kind = getattr(jax.sharding.AxisType, axis_type)
     mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,), devices=jax.devices("cpu")[:8])
     spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))

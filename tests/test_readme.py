@@ -25,7 +25,7 @@ def test_every_python_block_runs():
 
 @pytest.mark.parametrize(("name", "bytes_per_parameter"), TABLE)
 def test_the_table_gives_the_true_state_size(name, bytes_per_parameter):
-    params = jnp.zeros((1000, 100))
+    params = jnp.zeros((1024, 512))
     needs_rate = name in ("lion", "lars", "lamb", "shampoo")
     tx = getattr(zoo, name)(1e-3) if needs_rate else getattr(zoo, name)()
     state = jax.eval_shape(tx.init, params)

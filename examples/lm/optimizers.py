@@ -35,7 +35,7 @@ TUNED = {
     "adaboundw": Tuning(3e-2, 1e-4),
     "adax": Tuning(3e-3, 1e-4),
     "adaxw": Tuning(3e-3, 0.05),
-    "shampoo": Tuning(3e-3, 0.1),
+    "shampoo": Tuning(1e-2, 0.1),
     "adamw": Tuning(3e-3, 0.1),
     "adam": Tuning(3e-3),
     "sgd": Tuning(0.3),
