@@ -28,8 +28,8 @@ class Blocks:
     In this order: axes that count layers and axes of length 1 are dropped; a parameter with an
     axis longer than `skip_above`, or fewer than two axes left, is not preconditioned; an axis
     longer than `one_sided_above` gets no factor; neighbouring axes are merged, from the left,
-    while their product is at most `merge_below`, but never to a vector; axes are cut into equal
-    parts, up to one, of at most `size`.
+    while their product is at most `merge_below`, but never to a vector; all axes,
+    also those without a factor, are cut into equal parts, up to one, of at most `size`.
 
     Attributes:
       size: Longest side of a block. A factor costs size² of memory and size³ of root work.
@@ -48,6 +48,8 @@ class Blocks:
         _checks.check_integer(
             "skip_above", self.skip_above, at_least=1, remedy="pass the longest axis, e.g. 8192"
         )
+        for name in ("size", "skip_above"):
+            object.__setattr__(self, name, int(getattr(self, name)))
         for name in ("merge_below", "one_sided_above"):
             if getattr(self, name) is not None:
                 _checks.check_integer(

@@ -85,7 +85,7 @@ def graft(
         ways, direction_state = direction.update(updates, state.direction, params, **extra_args)
         leaves, structure = jax.tree.flatten(updates)
         grafted = [
-            _graft_leaf(u, d, axes).astype(jnp.result_type(g)) if is_grafted else u
+            (_graft_leaf(u, d, axes) if is_grafted else u).astype(jnp.result_type(g))
             for g, u, d, is_grafted, axes in zip(
                 leaves,
                 structure.flatten_up_to(sizes),

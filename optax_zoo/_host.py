@@ -4,7 +4,9 @@ XLA may elide, merge or repeat a callback, so work is named by a fingerprint of 
 a count. `redeem` alone is the semantics; `begin` only makes it sooner.
 """
 
+import atexit
 import contextlib
+import functools
 import logging
 import os
 import threading
@@ -15,10 +17,12 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-import threadpoolctl
+
+from optax_zoo._blas import OneBlasThread
 
 _LOG = logging.getLogger("optax_zoo")
 _MOST_WORKERS, _MOST_TASKS, _MOST_TICKETS = 8, 8, 2
+_MOST_ROOM = 64  # tickets of a task that several share
 
 
 class Task(Hashable, Protocol):
@@ -63,9 +67,30 @@ def inline() -> Iterator[None]:
 
 def workers() -> int:
     """The most threads at work at once: one per core, less one for the program that waits."""
+    return max(1, min(_MOST_WORKERS, _cores() - 1))
+
+
+def _cores() -> int:
     affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, min(_MOST_WORKERS, cores - 1))
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+if _cores() == 1:
+    # XLA's pool is one thread then, and an asynchronous program that waits for a callback holds
+    # it; the callback's arguments wait for the same thread to copy them (jax-ml/jax#24255). There
+    # is no second core that an asynchronous program could run on anyway.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+@functools.cache
+def finish_at_exit() -> None:
+    """Lets steps in flight end before Python does: their callbacks would abort it."""
+
+    @atexit.register
+    def finish() -> None:
+        for array in jax.live_arrays():
+            with contextlib.suppress(Exception):
+                array.block_until_ready()
 
 
 def ticket(arrays: Sequence[jax.Array]) -> jax.Array:
@@ -96,52 +121,6 @@ def _mix(x: jax.Array) -> jax.Array:
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)
-
-
-class _OneBlasThread:
-    """One BLAS thread while anyone is inside: LAPACK's bits depend on their number.
-
-    Most limits are the process': the first one in remembers what they were, the last one out
-    restores it. Under OpenMP they are the thread's, so everyone who comes in sets them.
-    """
-
-    def __init__(self):
-        self.lock = threading.Lock()
-        self.inside = 0
-        self.first: tuple[threadpoolctl.ThreadpoolController, Any] | None = None
-
-    def __enter__(self) -> None:
-        with self.lock:
-            # JAX's first eigh loads SciPy's BLAS; loaded later, it would escape the limit.
-            import scipy.linalg  # noqa: F401
-
-            controller = threadpoolctl.ThreadpoolController()  # 1 ms: finds what is loaded now
-            _release(controller)
-            limit = controller.limit(limits=1, user_api="blas")
-            _release(controller)
-            if not self.inside:
-                self.first = controller, limit
-            self.inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self.lock:
-            self.inside -= 1
-            if not self.inside:
-                self.restore()
-
-    def restore(self) -> None:
-        if self.first is not None:
-            (controller, limit), self.first = self.first, None
-            _release(controller)
-            limit.restore_original_limits()
-            _release(controller)
-
-
-def _release(controller: threadpoolctl.ThreadpoolController) -> None:
-    """Without it threadpoolctl >= 3.8 silently obeys only the thread that first set a limit."""
-    for library in controller.lib_controllers:
-        if hasattr(library, "clear_controlling_thread"):
-            library.clear_controlling_thread(force=True)
 
 
 class _NoWorker(RuntimeError):
@@ -181,15 +160,17 @@ class _Entry:
 class _Host:
     """The cache, which is the queue too: what leaves it unstarted is never run.
 
-    Threads live while there is work. Nothing idles, so nothing needs to be shut down at exit.
+    Threads live while there is work, and while they do, the process has one BLAS thread.
     """
 
     def __init__(self):
         self.lock = threading.Lock()
         self.cache: dict[Task, dict[Hashable, _Entry]] = {}  # least recently used task first
+        self.room: dict[Task, int] = {}  # tickets to keep, where more than usual
+        self.evicted: deque[tuple[Task, Hashable]] = deque(maxlen=_MOST_ROOM)
         self.awaited: list[_Entry] = []  # these run first, evicted or not
         self.threads: set[threading.Thread] = set()
-        self.one_blas_thread = _OneBlasThread()
+        self.one_blas_thread = OneBlasThread()
 
     def begin(self, task: Task, ticket: Hashable, arrays: Sequence[np.ndarray]) -> None:
         self._entry(task, ticket, arrays)
@@ -198,7 +179,7 @@ class _Host:
 
     def redeem(self, task: Task, ticket: Hashable, arrays: Sequence[np.ndarray]) -> Any:
         for remedy in ("it is repeated", "it is done in the thread that waits"):
-            entry = self._entry(task, ticket, arrays)
+            entry = self._entry(task, ticket, arrays, awaited=True)
             error = self._wait(entry)
             if error is None:
                 return entry.answer
@@ -210,7 +191,9 @@ class _Host:
         with self.one_blas_thread:
             return task.join([task.run(item) for item in task.split(arrays)])
 
-    def _entry(self, task: Task, ticket: Hashable, arrays: Sequence[np.ndarray]) -> _Entry:
+    def _entry(
+        self, task: Task, ticket: Hashable, arrays: Sequence[np.ndarray], *, awaited: bool = False
+    ) -> _Entry:
         """The cache's entry, added if need be; the oldest others make room."""
         made = None
         while True:
@@ -219,10 +202,18 @@ class _Host:
                 if ticket not in tickets and made is not None:
                     tickets[ticket] = made
                 found = tickets.get(ticket)
-                while len(tickets) > _MOST_TICKETS:
-                    del tickets[next(iter(tickets))]
+                if awaited and (task, ticket) in self.evicted and found is None:
+                    # Several share the task, as an ensemble under vmap does: make room for all.
+                    self.room[task] = min(2 * self.room.get(task, _MOST_TICKETS), _MOST_ROOM)
+                    self.evicted.clear()
+                while len(tickets) > self.room.get(task, _MOST_TICKETS):
+                    oldest = next(iter(tickets))
+                    del tickets[oldest]
+                    self.evicted.append((task, oldest))
                 while len(self.cache) > _MOST_TASKS:
-                    del self.cache[next(iter(self.cache))]
+                    oldest = next(iter(self.cache))
+                    del self.cache[oldest]
+                    self.room.pop(oldest, None)
             if found is not None:
                 return found
             made = _Entry(task, arrays)  # it copies, too slow a thing to do under the lock

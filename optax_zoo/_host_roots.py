@@ -25,6 +25,13 @@ def inverse_pth_roots(
       Roots (k, n, n), NaN where there is none; residuals max|X^p A − I| of the ridged matrices
       scaled to λmax = 1, infinite where there is no root; iterations, 0 for "eigh".
     """
+    with np.errstate(all="ignore"):  # what overflows or divides by zero fails by its residual
+        return _roots(matrices, p, method, ridge)
+
+
+def _roots(
+    matrices: Matrices, p: int, method: str, ridge: float
+) -> tuple[Matrices, np.ndarray, np.ndarray]:
     identity = np.eye(matrices.shape[-1])
     largest = np.abs(matrices).max((1, 2))
     usable = np.isfinite(largest) & (largest > 0)
@@ -43,8 +50,8 @@ def inverse_pth_roots(
         else:
             roots, steps = _newton(ridged, p)
     residuals = np.abs(_power(roots, p) @ ridged - identity).max((1, 2))
-    found = usable & np.isfinite(residuals)
-    roots *= _each((top * (1 + ridge)) ** (-1 / p) * np.exp2(-exponents / p))
+    roots = roots * _each((top * (1 + ridge)) ** (-1 / p) * np.exp2(-exponents / p))
+    found = usable & np.isfinite(residuals) & np.isfinite(roots).all((1, 2))
     return (
         np.where(_each(found), roots, np.nan),
         np.where(found, residuals, np.inf),
@@ -83,12 +90,22 @@ def _symmetric(a: Matrices) -> Matrices:
 
 def _by_eigh(a: Matrices, p: int, ridge: float) -> tuple[np.ndarray, Matrices, Matrices]:
     """λmax, the ridged matrices and their roots, both scaled to λmax = 1."""
-    values, vectors = np.linalg.eigh(a)
+    values, vectors = _eigh(a)
     top = values[:, -1]
     spectrum = (np.maximum(values / _each(top)[..., 0], 0) + ridge) / (1 + ridge)
-    with np.errstate(divide="ignore"):  # no ridge and no rank: the residual will tell
-        half = vectors * spectrum[:, None, :] ** (-0.5 / p)
+    half = vectors * spectrum[:, None, :] ** (-0.5 / p)
     return top, _ridged(a, top, ridge), _square(half)
+
+
+def _eigh(a: Matrices) -> tuple[np.ndarray, Matrices]:
+    """Eigenvalues and vectors; NaN for a matrix on which LAPACK does not converge."""
+    try:
+        return np.linalg.eigh(a)
+    except np.linalg.LinAlgError:
+        if len(a) > 1:
+            values, vectors = zip(*(_eigh(one[None]) for one in a), strict=True)
+            return np.concatenate(values), np.concatenate(vectors)
+        return np.full(a.shape[:2], np.nan), np.full(a.shape, np.nan)
 
 
 def _composed(a: Matrices, p: int, schedule: Any) -> Matrices:
@@ -127,7 +144,7 @@ def _newton_of_one(a: Matrices, p: int) -> tuple[Matrices, int]:
 def _largest_eigenvalues(a: Matrices) -> np.ndarray:
     n = a.shape[-1]
     if n <= 48:
-        return np.linalg.eigvalsh(a)[:, -1]
+        return _eigh(a)[0][:, -1]
     return np.array([_by_lanczos(one) for one in a])
 
 
@@ -151,7 +168,7 @@ def _by_lanczos(a: np.ndarray) -> float:
         norm = float(np.linalg.norm(w))
         if number % 16 == 0 or norm == 0 or number == n:
             tridiagonal = np.diag(diagonal) + np.diag(norms, 1) + np.diag(norms, -1)
-            values, vectors = np.linalg.eigh(tridiagonal)
+            values, vectors = (x[0] for x in _eigh(tridiagonal[None]))
             value = float(values[-1])
             # The value's error is at most the residual's square over the gap below it.
             if norm * abs(vectors[-1, -1]) <= 1e-5 * value:

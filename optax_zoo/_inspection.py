@@ -16,7 +16,7 @@ def inspect(opt_state: Any, params: Any = None) -> dict[str, dict[str, float]]:
     For each leaf under :func:`scale_by_shampoo`, the worst of its factors:
 
     - `residual`: :math:`\max|X^p A - I|` of the roots in use, for the ridged statistic A scaled
-      to a largest eigenvalue of 1;
+      to a largest eigenvalue of 1, before the root was rounded to its dtype;
     - `age`: steps since the snapshot that a root in use was computed from; -1: none yet, or a
       leaf that is not preconditioned;
     - `iterations` of the root's computation;

@@ -1,4 +1,4 @@
-r"""Inverse p-th roots of symmetric matrices by matrix products alone, or by eigendecomposition.
+r"""Inverse p-th roots of symmetric matrices by matrix products, or by eigendecomposition.
 
 With a ridge known when the program is traced, the spectrum of the scaled matrix lies in a known
 interval, and a fixed list of polynomials brings it to 1: the coupled iteration of Guo and Higham
@@ -46,8 +46,8 @@ def inverse_pth_root(
 
       X = (A + \rho\,\lambda_{\max}(A)\,I)^{-1/p}
 
-    `"schur_newton"` needs only matrix products. It iterates, from :math:`M = A + \rho\lambda I`
-    scaled to a largest eigenvalue of 1, and :math:`H = I`,
+    `"schur_newton"` needs matrix products and, by Lanczos, the largest eigenvalue. It iterates,
+    from :math:`M = A + \rho\lambda I` scaled to a largest eigenvalue of 1, and :math:`H = I`,
 
     .. math::
 
@@ -98,6 +98,7 @@ def inverse_pth_root(
     """
     matrix = jnp.asarray(matrix)
     _check(matrix, p, method, ridge, tolerance, max_iterations)
+    p = int(p)
     if not matrix.size:
         nothing = jnp.zeros(matrix.shape[:-2])
         return matrix, InverseRootInfo(nothing, nothing.astype(jnp.int32))
@@ -173,9 +174,10 @@ def _root(
     residual = jnp.max(jnp.abs(_product(_power(root, p), m) - identity))
     scale = (top * (1 + ridge)) ** (-1 / p) * jnp.exp2(-(exponent % p).astype(a.dtype) / p)
     root = _times_power_of_two(root * scale, -(exponent // p))
-    return jnp.where(usable, root, jnp.nan), InverseRootInfo(
-        jnp.where(usable & jnp.isfinite(residual), residual, jnp.inf),
-        jnp.where(usable, iterations, 0).astype(jnp.int32),
+    found = usable & jnp.isfinite(residual) & jnp.isfinite(root).all()
+    return jnp.where(found, root, jnp.nan), InverseRootInfo(
+        jnp.where(found, residual, jnp.inf),
+        jnp.where(found, iterations, 0).astype(jnp.int32),
     )
 
 
@@ -216,7 +218,7 @@ def _largest_eigenvalue(a: Matrix) -> jax.Array:
         norm = jnp.linalg.norm(w)
         v = w / jnp.where(norm > 0, norm, 1)
         w = _product(a, v) - norm * previous
-        diagonal = jnp.vdot(v, w)
+        diagonal = jnp.vdot(v, w, precision="highest")
         return (w - diagonal * v, v), (diagonal, norm)
 
     def ritz(diagonal, norms):

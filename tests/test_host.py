@@ -689,3 +689,14 @@ def test_a_step_in_flight_at_exit_is_finished():
         y = jax.jit(lambda x: jax.pure_callback(call, like, x))(jnp.ones(3))
     """
     assert run_python(code) == ""
+
+
+def test_an_ensemble_that_shares_a_task_gets_room_for_all(host):
+    """Under vmap every member redeems at every step: too little room would compute it all anew."""
+    counter = Fails(0)
+    task, members = Double("ensemble", counter), range(5)
+    for _ in range(20):
+        for member in members:
+            assert np.array_equal(_host.redeem(task, member, ONE)[0], 2 * ONE[0])
+    assert counter.count <= 4 * len(members)
+    assert entries(host) <= 8

@@ -14,6 +14,7 @@ import optax_zoo as zoo
 PACKAGE = Path(inspect.getfile(zoo)).parent
 # Arrays, trees, scalars, arguments: they know no optimizer. Everything else builds on them.
 NUMERICS = {
+    "_blas",
     "_blocks",
     "_checks",
     "_host",

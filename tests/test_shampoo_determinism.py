@@ -285,3 +285,30 @@ def test_a_killed_run_resumes_on_its_trajectory(method, tmp_path):
     resumed = in_another_process(f"print(*t.resume({method!r}, {path!r}))")
     assert resumed.returncode == 0, resumed.stderr
     assert first_difference(resumed.stdout.split(), undisturbed(method)[SAVED:END]) is None
+
+
+LARGE_STEPS_IN_FLIGHT = """
+import sys, jax, jax.numpy as jnp, optax_zoo as zoo
+tx = zoo.shampoo(1e-2, refresh=zoo.Refresh(every=2, delay=int(sys.argv[1]), start=1))
+params = jnp.ones((512, 512))
+state, update = tx.init(params), jax.jit(tx.update)
+for i in range(5):
+    updates, state = update(jax.random.normal(jax.random.key(i), params.shape), state, params)
+print("dispatched")
+"""
+
+
+@pytest.mark.parametrize(("cores", "delay"), [("one", 0), ("one", 2), ("all", 0), ("all", 2)])
+def test_large_steps_that_nobody_waits_for_neither_hang_nor_abort(cores, delay):
+    """Arrays that XLA copies in its own time, from one asynchronous program to the next."""
+    if cores == "one" and not shutil.which("taskset"):
+        pytest.skip("taskset pins a process to a core")
+    pinned = ["taskset", "-c", str(min(os.sched_getaffinity(0)))] if cores == "one" else []
+    done = subprocess.run(
+        [*pinned, sys.executable, "-c", LARGE_STEPS_IN_FLIGHT, str(delay)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (0, "dispatched\n"), done.stderr

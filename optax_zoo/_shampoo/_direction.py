@@ -91,10 +91,11 @@ def momentum(
     new_mu = [_moments.ema(g, m, b1).astype(m.dtype) for g, m in zip(gradients, mu, strict=True)]
     correction = _moments.bias_correction(b1, step)
     if not nesterov:
-        return [m / correction for m in new_mu], new_mu
+        return [(m / correction).astype(m.dtype) for m in new_mu], new_mu
     ahead = b1 / _moments.bias_correction(b1, jnp.asarray(step, float) + 1)  # past int32's end
     return [
-        ahead * m + (1 - b1) / correction * g for m, g in zip(new_mu, gradients, strict=True)
+        (ahead * m + (1 - b1) / correction * g).astype(m.dtype)
+        for m, g in zip(new_mu, gradients, strict=True)
     ], new_mu
 
 
@@ -107,5 +108,6 @@ def adam(
     ]
     correction = _moments.bias_correction(b2, step)
     return [
-        m / (_moments.root(v / correction) + eps) for m, v in zip(momenta, new_nu, strict=True)
+        (m / (_moments.root(v / correction) + eps)).astype(m.dtype)
+        for m, v in zip(momenta, new_nu, strict=True)
     ], new_nu

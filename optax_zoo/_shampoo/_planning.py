@@ -51,8 +51,8 @@ def plan_refresh(
     .. math:: D = \lceil 1.25\, t_{\text{roots}} / t_{\text{step}} \rceil, \qquad N = \max(D, 10)
 
     for late roots cost more than rare ones. Measure where you train, while training or something
-    as heavy is running if the device is the CPU itself. Takes seconds, most of them compilation
-    that training will need anyway.
+    as heavy is running if the device is the CPU itself. Takes seconds. Layers stacked by
+    `nn.scan` are planned as tensors: pass the shapes of one layer, and count its seconds as often.
 
     Args:
       params: The parameters, or their shapes (`jax.eval_shape`).
@@ -126,7 +126,7 @@ def _seconds(stack: Stack, roots: Roots) -> float:
     dtype = str(jnp.dtype(roots.dtype or jnp.float32))
     task = HostRoots(((n, sample, stack.exponent, dtype),), roots.method, float(roots.ridge))
     times = []
-    for seed in range(3):  # the first compiles
+    for seed in range(3):  # the first warms up
         rng = np.random.default_rng(seed)
         half = rng.normal(size=(n, 2 * n)) * np.logspace(0, -2, n)[:, None]
         snapshot = (half @ half.T).astype(np.float32)

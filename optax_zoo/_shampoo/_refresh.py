@@ -35,7 +35,7 @@ class Refresher:
 
     def adopt_due(self, step: jax.Array, states: States) -> States:
         """Adopts the roots begun earlier that are due in this step."""
-        if self._schedule.delay == 0:
+        if self._schedule.delay == 0 or not states:
             return states
         due, age = self._schedule.adopts(step)
         return self._renew_if(due, states, age)
@@ -49,6 +49,8 @@ class Refresher:
         """
         begins = self._schedule.begins(step)
         nothing = jnp.zeros((), jnp.int32)
+        if not states:
+            return states, nothing
         if self._schedule.delay == 0:
 
             def renew(states):
@@ -65,6 +67,7 @@ class Refresher:
 
     def _prefetch_if(self, begins: jax.Array, states: States) -> jax.Array:
         task = self._task
+        _host.finish_at_exit()
 
         def on_host(ticket, *statistics):
             _host.begin(task, np.asarray(ticket).tobytes(), [_from_words(s) for s in statistics])
@@ -100,6 +103,7 @@ class Refresher:
 
     def _redeemed(self, statistics: list[jax.Array]) -> Sequence[Delivery]:
         task = self._task
+        _host.finish_at_exit()
 
         def on_host(ticket, *statistics):
             arrays = [_from_words(s) for s in statistics]

@@ -46,15 +46,18 @@ class Roots:
                 "what holds it in static_args)"
             )
         _checks.check_number("ridge", self.ridge, at_least=0.0, remedy="pass e.g. 1e-4")
+        object.__setattr__(self, "ridge", float(self.ridge))
         _checks.check_choice("on", self.on, ("host", "device"))
         _checks.check_dtype("dtype", self.dtype)
+        if self.dtype is not None and jnp.finfo(self.dtype).bits < 16:
+            raise ValueError(f"dtype must have 16 bits, got {self.dtype!r}; pass e.g. jnp.bfloat16")
 
 
 class Delivery(NamedTuple):
     """What a refresh gives for one stack of factors, a function of the snapshot alone.
 
     Attributes:
-      roots: (⌈b·f / 2⌉, n, n + 1).
+      roots: (⌈b·f / 2⌉, n, n + 1), rounded to the roots' dtype after they were certified.
       record: (b·f, 4) float32: whether the root is certified, residual, iterations, condition.
     """
 
@@ -65,7 +68,8 @@ class Delivery(NamedTuple):
 def rungs(method: str, ridge: float) -> list[tuple[str, float]]:
     """What is tried in turn until a root is certified: (method, ridge)."""
     (other,) = set(METHODS) - {method}
-    wider = [max(ridge, 1e-12) * 10**i for i in (1, 2, 3)]
+    # To 1e-5 at least: float32 statistics have eigenvalues down to -1e-7 where there are none.
+    wider = [max(ridge, 1e-9) * 10**i for i in (1, 2, 3, 4)]
     return [(method, ridge), (other, ridge), *((method, r) for r in wider)]
 
 
@@ -116,13 +120,13 @@ class HostRoots:
         """(k, n, n) -> roots and records; a matrix that fails climbs the rungs alone."""
         ladder = rungs(self.method, self.ridge)
         roots, residuals, iterations = inverse_pth_roots(matrices, p, *ladder[0])
-        roots = roots.astype(dtype)
+        roots = _rounded(roots, dtype)
         bad = ~_is_certified(roots, residuals)
         hopeless = ~np.isfinite(matrices).all((1, 2)) | ~matrices.any((1, 2))
         for i in np.flatnonzero(bad & ~hopeless):
             for method, ridge in ladder[1:]:
                 root, residual, iteration = inverse_pth_roots(matrices[i : i + 1], p, method, ridge)
-                root = root.astype(dtype)
+                root = _rounded(root, dtype)
                 if _is_certified(root, residual)[0]:
                     roots[i], residuals[i], iterations[i] = root[0], residual[0], iteration[0]
                     bad[i] = False
@@ -143,6 +147,11 @@ class HostRoots:
         return tuple(found)
 
 
+def _rounded(roots: np.ndarray, dtype: Any) -> np.ndarray:
+    with np.errstate(all="ignore"):  # what overflows is not certified
+        return roots.astype(dtype)
+
+
 def _is_certified(roots: np.ndarray, residuals: np.ndarray) -> np.ndarray:
     return (residuals <= _CERTIFIED["float64"]) & np.isfinite(roots.astype(np.float64)).all((1, 2))
 
@@ -158,7 +167,7 @@ def _condition(xp: Any, matrices: Any, roots: Any, p: int) -> Any:
         )
         size = xp.ones((len(x), 1, 1), x.dtype)
         for _ in range(6):
-            v = x @ v
+            v = xp.matmul(x, v) if xp is np else xp.matmul(x, v, precision="highest")
             size = xp.abs(v).max(axis=1, keepdims=True)
             v = v / xp.where(size > 0, size, 1)
         return size[:, 0, 0]
@@ -182,14 +191,14 @@ def on_device(stack: Stack, factors: Factors, roots: Roots) -> Delivery:
         good = (info.residual <= limit) & jnp.isfinite(root.astype(dtype)).all((1, 2))
         return jnp.where(good[:, None, None], root, 0), info.residual, info.iterations, good
 
-    ladder = rungs(roots.method, roots.ridge)
-    found = tried(*ladder[0])
+    _, (other, _), (_, ridge), *_ = rungs(roots.method, roots.ridge)
+    found = tried(roots.method, roots.ridge)
 
     def climb(found):
         keep = found[3]
         return tuple(
             jnp.where(keep.reshape(-1, *[1] * (old.ndim - 1)), old, new)
-            for old, new in zip(found, tried(ladder[1][0], ladder[2][1]), strict=True)
+            for old, new in zip(found, tried(other, max(ridge, 1e-5)), strict=True)
         )
 
     found = jax.lax.cond((alive & ~found[3]).any(), climb, lambda found: found, found)

@@ -105,9 +105,8 @@ def for_each_block(function: Callable[..., Any], *stacked: Any) -> Any:
 def accumulate(
     stack: Stack, factors: Factors, gradients: jax.Array, finite: jax.Array, b2: Any
 ) -> Factors:
-    """L_i ← b2·L_i + (1 − b2)·G₍ᵢ₎G₍ᵢ₎ᵀ, or a plain sum for b2 = 1, of the finite blocks."""
-    is_sum = not isinstance(b2, jax.Array) and b2 == 1
-    keep, add = (1.0, 1.0) if is_sum else (b2, 1 - b2)
+    """L_i ← b2·L_i + (1 − b2)·G₍ᵢ₎G₍ᵢ₎ᵀ, or a plain sum for None, of the finite blocks."""
+    keep, add = (1.0, 1.0) if b2 is None else (b2, 1 - b2)
     own = _triangles.of_first(stack.order)
 
     def one(statistics, g, is_finite):
@@ -116,7 +115,7 @@ def accumulate(
         grown = (keep * statistics + add * squares).astype(statistics.dtype)
         return jnp.where(own[None] & is_finite, grown, statistics)
 
-    weight = jnp.ones_like(factors.weight) if is_sum else keep * factors.weight + add
+    weight = jnp.ones_like(factors.weight) if b2 is None else keep * factors.weight + add
     return factors._replace(
         statistics=for_each_block(one, factors.statistics, gradients, finite),
         weight=jnp.where(finite, weight, factors.weight).astype(factors.weight.dtype),

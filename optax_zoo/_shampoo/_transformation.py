@@ -126,6 +126,7 @@ def scale_by_shampoo(
     _layers.check_layer_axes(layer_axes)
     schedule = Schedule(refresh, on_host=roots.on == "host")
     has_momentum = not _checks.is_zero(b1)
+    decay = b2 if isinstance(b2, jax.Array) or b2 != 1 else None  # None: a sum
     other = graft_to not in (None, "adam") and optax.with_extra_args_support(graft_to)
 
     def cut(leaves, axes):
@@ -165,17 +166,6 @@ def scale_by_shampoo(
         sizes, graft = other.update(structure.unflatten(raw), state.graft, params, **extra_args)
         return [_moments.widen(u) for u in structure.flatten_up_to(sizes)], graft
 
-    # Compiled as one outside `jit` too, where every step would compile each `cond` anew.
-    @functools.partial(jax.jit, static_argnums=(0, 1))
-    def precondition(plan, stacks, step, states, raw, finite, momenta):
-        """The new factors; direction, norm and having a root of each leaf; a zero to depend on."""
-        refresher = Refresher(stacks, states, roots, schedule)
-        states = tuple(map(_statistics.older, states))
-        states = refresher.adopt_due(step, states)  # what is begun below is due later
-        states = _gathered(stacks, states, raw, finite, b2, schedule.gathers(step))
-        states, nothing = refresher.begin(step, states)
-        return states, *_preconditioned(plan, stacks, states, momenta), nothing
-
     def update(updates, state, params=None, **extra_args):
         leaves, structure = jax.tree.flatten(updates)
         if not leaves:
@@ -194,8 +184,8 @@ def scale_by_shampoo(
         sizes, graft = magnitudes(
             structure, leaves, gradients, momenta, state, step, params, extra_args
         )
-        factors, ways, norms, usable, nothing = precondition(
-            plan, stacks, step, state.factors, raw, finite, momenta
+        factors, ways, norms, usable, nothing = _advanced(
+            plan, stacks, refresh, roots, step, state.factors, raw, finite, momenta, decay
         )
 
         grafted = []
@@ -222,6 +212,33 @@ def scale_by_shampoo(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+# Compiled as one outside `jit` too, where every step would compile each `cond` anew.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _advanced(
+    plan: _blocks.Plan,
+    stacks: tuple[_statistics.Stack, ...],
+    refresh: Refresh,
+    roots: Roots,
+    step: jax.Array,
+    factors: tuple[_statistics.Factors, ...],
+    gradients: Sequence[jax.Array],
+    finite: Sequence[jax.Array],
+    momenta: Sequence[jax.Array],
+    b2: Any,
+) -> tuple[Any, ...]:
+    """The factors after this step; of each leaf direction, norm and having a root; a zero.
+
+    On the zero something in the result must depend, see `Refresher.begin`.
+    """
+    schedule = Schedule(refresh, on_host=roots.on == "host")
+    refresher = Refresher(stacks, factors, roots, schedule)
+    factors = tuple(map(_statistics.older, factors))
+    factors = refresher.adopt_due(step, factors)  # what is begun below is due later
+    factors = _gathered(stacks, factors, gradients, finite, b2, schedule.gathers(step))
+    factors, nothing = refresher.begin(step, factors)
+    return factors, *_preconditioned(plan, stacks, factors, momenta), nothing
 
 
 def _gathered(
