@@ -94,9 +94,9 @@ def test_the_largest_eigenvalue_is_accurate(spectrum, x64):
 
 
 @methods
-@pytest.mark.parametrize("p", [1, 2, 3, 4])
-@pytest.mark.parametrize("ridge", [0.0, 1e-4, 1e-6])
-@pytest.mark.parametrize("n", [1, 7, 60])
+@pytest.mark.parametrize("p", [1, 2, 3])
+@pytest.mark.parametrize("ridge", [0.0, 1e-4])
+@pytest.mark.parametrize("n", [1, 60])
 def test_the_hosts_roots_are_the_same_function(n, ridge, p, method, x64):
     batch = np.stack([matrix(np.geomspace(1e-4, 1e3, n), seed) for seed in range(2)])
     batch = np.concatenate([batch, 0 * batch[:1], batch[:1] * np.nan, batch[:1] * 1e-30])
