@@ -189,9 +189,7 @@ def _everywhere(x: jax.Array) -> jax.Array:
 def scatter(plan: Plan, stacks: Sequence[jax.Array]) -> dict[int, jax.Array]:
     """The inverse of `gather`: leaf index -> its array, (layers, *axes as merged)."""
     found: dict[int, dict[tuple[int, ...], jax.Array]] = {}
-    for region, group, part in _by_region(plan, stacks):
-        core = plan.cores[region.leaf]
-        assert core is not None
+    for region, core, group, part in _by_region(plan, stacks):
         axes = len(group.sizes)
         order = [axis for i in range(axes) for axis in (1 + i, 1 + axes + i)]
         lengths = [c * z for c, z in zip(region.counts, group.sizes, strict=True)]
@@ -215,9 +213,7 @@ def _assemble(regions: dict[tuple[int, ...], jax.Array]) -> jax.Array:
 def spread(plan: Plan, values: Sequence[jax.Array]) -> dict[int, jax.Array]:
     """One value for each block, (blocks,) per group -> leaf index: all over that leaf's blocks."""
     found: dict[int, dict[tuple[int, ...], jax.Array]] = {}
-    for region, group, part in _by_region(plan, values):
-        core = plan.cores[region.leaf]
-        assert core is not None
+    for region, core, group, part in _by_region(plan, values):
         singles = [n for count in region.counts for n in (count, 1)]
         blocks = [n for pair in zip(region.counts, group.sizes, strict=True) for n in pair]
         lengths = [c * z for c, z in zip(region.counts, group.sizes, strict=True)]
@@ -231,19 +227,19 @@ def per_layer(
 ) -> dict[int, jax.Array]:
     """Values of blocks, (blocks,) per group -> leaf index: (layers,), each layer's reduced."""
     found: dict[int, list[jax.Array]] = {}
-    for region, _, part in _by_region(plan, values):
-        core = plan.cores[region.leaf]
-        assert core is not None
+    for region, core, _, part in _by_region(plan, values):
         found.setdefault(region.leaf, []).append(part.reshape(core[0], -1))
     return {leaf: reduce(jnp.concatenate(parts, axis=1)) for leaf, parts in found.items()}
 
 
 def _by_region(
     plan: Plan, stacks: Sequence[jax.Array]
-) -> Iterator[tuple[Region, Group, jax.Array]]:
-    """Each region with its part of its group's stack."""
+) -> Iterator[tuple[Region, tuple[int, ...], Group, jax.Array]]:
+    """Each region with its parameter's core, its group and its part of the group's stack."""
     for group, stack in zip(plan.groups, stacks, strict=True):
         start = 0
         for region in group.regions:
-            yield region, group, stack[start : start + region.length]
+            core = plan.cores[region.leaf]
+            assert core is not None
+            yield region, core, group, stack[start : start + region.length]
             start += region.length

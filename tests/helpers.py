@@ -1,5 +1,6 @@
 """Small trees, training loops and comparisons that the tests share."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -128,6 +129,23 @@ def assert_finite(tree: Any) -> None:
     """No leaf holds NaN or infinity."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         assert bool(jnp.all(jnp.isfinite(leaf))), f"{jax.tree_util.keystr(path)} is {leaf}"
+
+
+@dataclasses.dataclass(frozen=True)
+class AlteredTask:
+    """A host task whose items are run by `function(task, item)`."""
+
+    task: Any
+    function: Any
+
+    def split(self, arrays):
+        return self.task.split(arrays)
+
+    def run(self, item):
+        return self.function(self.task, item)
+
+    def join(self, results):
+        return self.task.join(results)
 
 
 def specification(tree: Any) -> Any:

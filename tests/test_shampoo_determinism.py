@@ -1,7 +1,6 @@
 """Shampoo's trajectory is a pure function of its inputs, to the bit, however the host behaves."""
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import os
@@ -22,7 +21,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import optax_zoo as zoo
-from helpers import assert_same, random_tree
+from helpers import AlteredTask, assert_same, random_tree
 from optax_zoo import _host
 
 SHAPES = {"w": (6, 4), "b": (5,), "k": (4, 4, 3)}
@@ -111,24 +110,6 @@ def assert_undisturbed(method: str, found: Sequence[str]) -> None:
 # --- how the host may behave ------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Slow:
-    """A host task that takes its time over every item."""
-
-    task: Any
-    seconds: float
-
-    def split(self, arrays):
-        return self.task.split(arrays)
-
-    def run(self, item):
-        time.sleep(self.seconds)
-        return self.task.run(item)
-
-    def join(self, results):
-        return self.task.join(results)
-
-
 @contextlib.contextmanager
 def slow_host(seconds: float, *, slow: Sequence[str] = ("begin", "redeem")) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
@@ -138,7 +119,20 @@ def slow_host(seconds: float, *, slow: Sequence[str] = ("begin", "redeem")) -> I
 
 
 def _slowed(function, seconds):
-    return lambda task, ticket, arrays: function(Slow(task, seconds), ticket, arrays)
+    return lambda task, ticket, arrays: function(
+        AlteredTask(task, sleeping(seconds)), ticket, arrays
+    )
+
+
+@functools.cache
+def sleeping(seconds: float) -> Any:
+    """One function for each duration: what was begun is known when it is redeemed."""
+
+    def run(task, item):
+        time.sleep(seconds)
+        return task.run(item)
+
+    return run
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """Shampoo under faults: broken workers, broken gradients, degenerate statistics, bad arguments."""
 
-import dataclasses
 import functools
 import itertools
 import logging
@@ -16,7 +15,7 @@ import optax
 import pytest
 
 import optax_zoo as zoo
-from helpers import assert_finite, assert_same, random_tree
+from helpers import AlteredTask, assert_finite, assert_same, random_tree
 from optax_zoo import _host
 
 SHAPES = {"weight": (6, 4), "other": (4, 4, 3), "bias": (5,)}
@@ -101,28 +100,11 @@ def assert_moves(tx, carry: Any, t: int) -> None:
 # --- the host ---------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Altered:
-    """A host task whose items are run by `run(task, item)`."""
-
-    task: Any
-    function: Any
-
-    def split(self, arrays):
-        return self.task.split(arrays)
-
-    def run(self, item):
-        return self.function(self.task, item)
-
-    def join(self, results):
-        return self.task.join(results)
-
-
 def alter(monkeypatch, function) -> None:
     """Lets another function run the items of all host tasks."""
 
     def altered(real):
-        return lambda task, *rest: real(Altered(task, function), *rest)
+        return lambda task, *rest: real(AlteredTask(task, function), *rest)
 
     for name in ("begin", "redeem"):
         monkeypatch.setattr(_host, name, altered(getattr(_host, name)))

@@ -124,7 +124,7 @@ def _seconds(stack: Stack, roots: Roots) -> float:
     item = HostRoots.item_size(n)
     sample = min(stack.factors, item * _host.workers())
     dtype = str(jnp.dtype(roots.dtype or jnp.float32))
-    task = HostRoots(((n, sample, stack.exponent, dtype),), roots.method, float(roots.ridge))
+    task = HostRoots(((n, sample, stack.exponent, dtype),), roots.method, roots.ridge)
     times = []
     for seed in range(3):  # the first warms up
         rng = np.random.default_rng(seed)

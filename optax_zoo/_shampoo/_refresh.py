@@ -30,7 +30,7 @@ class Refresher:
                 for stack, factors in zip(stacks, states, strict=True)
             ),
             roots.method,
-            float(roots.ridge),
+            roots.ridge,
         )
 
     def adopt_due(self, step: jax.Array, states: States) -> States:
@@ -38,7 +38,7 @@ class Refresher:
         if self._schedule.delay == 0 or not states:
             return states
         due, age = self._schedule.adopts(step)
-        return self._renew_if(due, states, age)
+        return jax.lax.cond(due, self._renewed, lambda states, _: states, states, age)
 
     def begin(self, step: jax.Array, states: States) -> tuple[States, jax.Array]:
         """Takes the snapshot and begins its roots, in a begin step.
@@ -84,9 +84,6 @@ class Refresher:
 
         statistics = [jax.lax.stop_gradient(s.statistics) for s in states]
         return jax.lax.cond(begins, prefetch, lambda _: jnp.zeros((), jnp.int32), statistics)
-
-    def _renew_if(self, due: jax.Array, states: States, age: Any) -> States:
-        return jax.lax.cond(due, self._renewed, lambda states, _: states, states, age)
 
     def _renewed(self, states: States, age: Any) -> States:
         states = jax.lax.stop_gradient(states)

@@ -1,7 +1,7 @@
 """Kronecker factors: second moments of the unfolded gradient, and products with their roots."""
 
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -97,11 +97,6 @@ def older(factors: Factors) -> Factors:
     return factors._replace(age=factors.age + aged)
 
 
-def for_each_block(function: Callable[..., Any], *stacked: Any) -> Any:
-    """`function` of one block's arrays, for each block of the stacks."""
-    return jax.vmap(function)(*stacked)
-
-
 def accumulate(
     stack: Stack, factors: Factors, gradients: jax.Array, finite: jax.Array, b2: Any
 ) -> Factors:
@@ -117,7 +112,7 @@ def accumulate(
 
     weight = jnp.ones_like(factors.weight) if b2 is None else keep * factors.weight + add
     return factors._replace(
-        statistics=for_each_block(one, factors.statistics, gradients, finite),
+        statistics=jax.vmap(one)(factors.statistics, gradients, finite),
         weight=jnp.where(finite, weight, factors.weight).astype(factors.weight.dtype),
     )
 
@@ -130,15 +125,14 @@ def _unfolded_square(g: jax.Array, axis: int) -> jax.Array:
 
 def snapshot(factors: Factors) -> Factors:
     """Keeps the statistic of this moment, bias-corrected, as the one whose roots are begun."""
-    n = factors.statistics.shape[-2]
-    gathered = jnp.where(factors.weight > 0, factors.weight, 1)[:, None, None, None]
-    running = factors.statistics
-    average = _triangles.first(running) / gathered
-    column = jnp.zeros((*running.shape[:-1], 1), running.dtype)
-    kept = jnp.where(
-        _triangles.of_first(n)[None, None], running, jnp.concatenate([column, average], -1)
-    )
-    return factors._replace(statistics=kept)
+    running = _triangles.first(factors.statistics)
+    average = running / _gathered(factors)[:, None, None, None]
+    return factors._replace(statistics=_triangles.pack(running, average))
+
+
+def _gathered(factors: Factors) -> jax.Array:
+    """The weight to divide a statistic by, (b,); 1 where nothing was gathered."""
+    return jnp.where(factors.weight > 0, factors.weight, 1)
 
 
 def precondition(
@@ -168,14 +162,13 @@ def precondition(
         )
         for stack, factors in parts
     ]
-    return for_each_block(one, momentum, *operands), usable
+    return jax.vmap(one)(momentum, *operands), usable
 
 
 def _scale(stack: Stack, factors: Factors) -> jax.Array:
     """(tr L/n)^(−1/p) of each factor, (b, f); 0 where L is zero."""
     diagonal = jnp.diagonal(factors.statistics, axis1=-2, axis2=-1)
-    gathered = jnp.where(factors.weight > 0, factors.weight, 1)[:, None]
-    mean = diagonal.mean(-1) / gathered
+    mean = diagonal.mean(-1) / _gathered(factors)[:, None]
     return jnp.where(mean > 0, jnp.where(mean > 0, mean, 1) ** (-1 / stack.exponent), 0)
 
 
