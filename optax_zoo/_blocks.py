@@ -12,11 +12,12 @@ A worked example, `Blocks(size=4, merge_below=1)` and two parameters::
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optax_zoo import _checks
 
@@ -108,6 +109,23 @@ class Plan(NamedTuple):
     cores: tuple[tuple[int, ...] | None, ...]
     groups: tuple[Group, ...]
 
+    @property
+    def layers(self) -> dict[int, slice]:
+        """The layer slices of the preconditioned leaves, numbered through: leaf index -> its."""
+        ends = list(itertools.accumulate(core[0] if core else 0 for core in self.cores))
+        return {i: slice(ends[i] - core[0], ends[i]) for i, core in enumerate(self.cores) if core}
+
+    @property
+    def layer_of_block(self) -> np.ndarray:
+        """For each block, the groups' one after the other, the number of its layer slice."""
+        layers = self.layers
+        numbers = [
+            np.repeat(own := np.r_[layers[region.leaf]], region.length // len(own))
+            for group in self.groups
+            for region in group.regions
+        ]
+        return np.concatenate(numbers)
+
 
 def plan(leaves: Sequence[Any], layer_axes: Sequence[int], blocks: Blocks) -> Plan:
     """Cuts a tree, given as leaves and their layer axes."""
@@ -175,7 +193,14 @@ def gather(plan: Plan, group: Group, leaves: Sequence[jax.Array]) -> jax.Array:
         axes = len(group.sizes)
         x = x.transpose(0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2))
         stacks.append(x.reshape(region.length, *group.sizes))
-    return stacks[0] if len(stacks) == 1 else jnp.concatenate(stacks)
+    if len(stacks) == 1:
+        return stacks[0]
+    # Written in place, each element once: `concatenate` copies what was computed first.
+    stack, start = jnp.zeros((group.length, *group.sizes), jnp.result_type(*stacks)), 0
+    for part in stacks:
+        stack = jax.lax.dynamic_update_slice_in_dim(stack, part, start, 0)
+        start += len(part)
+    return stack
 
 
 def _everywhere(x: jax.Array) -> jax.Array:
@@ -212,24 +237,11 @@ def _assemble(regions: dict[tuple[int, ...], jax.Array]) -> jax.Array:
 
 def spread(plan: Plan, values: Sequence[jax.Array]) -> dict[int, jax.Array]:
     """One value for each block, (blocks,) per group -> leaf index: all over that leaf's blocks."""
-    found: dict[int, dict[tuple[int, ...], jax.Array]] = {}
-    for region, core, group, part in _by_region(plan, values):
-        singles = [n for count in region.counts for n in (count, 1)]
-        blocks = [n for pair in zip(region.counts, group.sizes, strict=True) for n in pair]
-        lengths = [c * z for c, z in zip(region.counts, group.sizes, strict=True)]
-        x = jnp.broadcast_to(part.reshape(core[0], *singles), (core[0], *blocks))
-        found.setdefault(region.leaf, {})[region.starts] = x.reshape(core[0], *lengths)
-    return {leaf: _assemble(regions) for leaf, regions in found.items()}
-
-
-def per_layer(
-    plan: Plan, values: Sequence[jax.Array], reduce: Callable[[jax.Array], jax.Array]
-) -> dict[int, jax.Array]:
-    """Values of blocks, (blocks,) per group -> leaf index: (layers,), each layer's reduced."""
-    found: dict[int, list[jax.Array]] = {}
-    for region, core, _, part in _by_region(plan, values):
-        found.setdefault(region.leaf, []).append(part.reshape(core[0], -1))
-    return {leaf: reduce(jnp.concatenate(parts, axis=1)) for leaf, parts in found.items()}
+    stacks = [
+        jnp.broadcast_to(x.reshape(-1, *[1] * len(group.sizes)), (len(x), *group.sizes))
+        for group, x in zip(plan.groups, values, strict=True)
+    ]
+    return scatter(plan, stacks)
 
 
 def _by_region(

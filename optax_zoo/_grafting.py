@@ -102,14 +102,20 @@ def graft(
 
 def _graft_leaf(magnitude: jax.Array, direction: jax.Array, layer_axes: int) -> jax.Array:
     u, d = _moments.widen(magnitude), _moments.widen(direction)
-    return with_norm_of(u, d, _layers.safe_norms(u, layer_axes), _layers.safe_norms(d, layer_axes))
+    inverse = inverse_norm(_layers.safe_norms(d, layer_axes))
+    return with_norm_of(u, d, _layers.safe_norms(u, layer_axes), inverse)
+
+
+def inverse_norm(norm: jax.Array) -> jax.Array:
+    """1/|d|, or 0 where a direction of that norm cannot be used."""
+    usable = (norm > 0) & jnp.isfinite(norm)
+    inverse = 1 / jnp.where(usable, norm, 1)
+    return jnp.where(usable & jnp.isfinite(inverse), inverse, 0)
 
 
 def with_norm_of(
-    magnitude: jax.Array, direction: jax.Array, u_norm: jax.Array, d_norm: jax.Array
+    magnitude: jax.Array, direction: jax.Array, u_norm: jax.Array, d_inverse: jax.Array
 ) -> jax.Array:
-    """`direction` at the norm of `magnitude`, given both norms; else `magnitude` itself."""
-    usable = (d_norm > 0) & jnp.isfinite(d_norm)
+    """`direction` at the norm of `magnitude`; `magnitude` itself where `inverse_norm` is 0."""
     # Scaled to norm 1 first: a quotient of norms need not be representable.
-    unit = direction / jnp.where(usable, d_norm, 1)
-    return jnp.where(usable, u_norm * unit, magnitude)
+    return jnp.where(d_inverse > 0, u_norm * (d_inverse * direction), magnitude)

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optax_zoo import _checks, _moments
 
@@ -72,6 +73,13 @@ def leading_axes(layer_axes: LayerAxes, tree: Any) -> list[int]:
     return counts
 
 
+def like(x: jax.Array, values: jax.Array) -> jax.Array:
+    """`values` in the shape of `x`, and divided over devices as `x` where programs name that."""
+    values, sharding = values.reshape(x.shape), jax.typeof(x).sharding
+    explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
+    return jax.sharding.reshard(values, sharding) if explicit else values
+
+
 def safe_norms(x: jax.Array, layer_axes: int) -> jax.Array:
     """`norms` where squares may overflow or vanish: relative to each slice's largest entry."""
     if not x.size:
@@ -80,6 +88,15 @@ def safe_norms(x: jax.Array, layer_axes: int) -> jax.Array:
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=axes, keepdims=True))
     usable = (largest > 0) & jnp.isfinite(largest)
     return jnp.where(usable, largest, 1) * norms(x / jnp.where(usable, largest, 1), layer_axes)
+
+
+def joined_norms(norms: jax.Array, owner: np.ndarray) -> jax.Array:
+    """The norm of what each owner's parts make up, from their norms, safe against overflow."""
+    count = int(owner.max()) + 1
+    largest = jax.lax.stop_gradient(jax.ops.segment_max(norms, owner, count))
+    largest = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    squares = jax.ops.segment_sum((norms / largest[owner]) ** 2, owner, count)
+    return largest * _moments.root(squares)
 
 
 def norms(x: jax.Array, layer_axes: int) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import optax_zoo as zoo
@@ -246,38 +246,23 @@ def test_values_of_blocks_are_spread_over_their_leaves():
     np.testing.assert_array_equal(found[0][..., 0], [[1, 1, 1, 3, 3], [2, 2, 2, 4, 4]])
     assert found[0].shape == (2, 5, 4)
     np.testing.assert_array_equal(found[2], np.full((1, 4, 4), 5.0))
-    stacks = [jnp.array(values[g.sizes]) for g in plan.groups]
-    sums = _blocks.per_layer(plan, stacks, lambda x: x.sum(axis=1))
-    assert {leaf: x.tolist() for leaf, x in sums.items()} == {0: [4.0, 6.0], 2: [5.0]}
 
 
 @given(trees(), options)
 @settings(max_examples=20)
-def test_a_spread_value_lies_on_its_block(tree, blocks):
+def test_every_block_knows_its_layer(tree, blocks):
     leaves, layers = tree
     plan = _blocks.plan(abstract(*leaves), layers, blocks)
-    values = [jnp.arange(float(group.length)) for group in plan.groups]
-
-    @jax.jit
-    def both(values):
-        stacks = [
-            jnp.broadcast_to(v.reshape(-1, *[1] * len(g.sizes)), (g.length, *g.sizes))
-            for g, v in zip(plan.groups, values, strict=True)
-        ]
-        return _blocks.spread(plan, values), _blocks.scatter(plan, stacks)
-
-    spread, scattered = both(values)
-    assert set(spread) == set(scattered)
-    for index, x in spread.items():
-        np.testing.assert_array_equal(x, scattered[index])
-
-
-def test_flags_reach_over_every_block_of_a_layer():
-    plan = _blocks.plan(abstract((3, 8, 4)), [1], zoo.Blocks(size=4, merge_below=1))
-    for block in range(6):
-        flags = [jnp.arange(6) == block]
-        (found,) = _blocks.per_layer(plan, flags, lambda x: x.any(axis=1)).values()
-        assert found.tolist() == [block // 2 == layer for layer in range(3)]
+    assume(plan.groups)
+    owners = [index for group in plan.groups for index in group.leaf_of_block]
+    for leaf, layer in zip(owners, plan.layer_of_block, strict=True):
+        assert layer in range(plan.layers[leaf].start, plan.layers[leaf].stop)
+    # Spread over the leaves, a layer's number covers that layer slice, all of it and nothing else.
+    ends = np.cumsum([group.length for group in plan.groups])[:-1]
+    numbers = [jnp.asarray(x) for x in np.split(plan.layer_of_block, ends)]
+    for leaf, found in _blocks.spread(plan, numbers).items():
+        expected = np.r_[plan.layers[leaf]].reshape(-1, *[1] * (found.ndim - 1))
+        np.testing.assert_array_equal(found, np.broadcast_to(expected, found.shape))
 
 
 def test_groups_are_frozen_and_hashable():

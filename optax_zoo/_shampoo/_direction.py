@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from optax_zoo import _blocks, _moments
+from optax_zoo import _blocks, _layers, _moments
 from optax_zoo._shampoo._statistics import Factors, Stack
 
 Arrays = Sequence[jax.Array]
@@ -68,20 +69,35 @@ def finite_blocks(
     """
     stacks = [_blocks.gather(plan, group, gradients) for group in plan.groups]
     finite = [jnp.isfinite((x * x).sum(tuple(range(1, x.ndim)))) for x in stacks]
-    masks = _blocks.spread(plan, finite)
-    cleaned = []
-    skipped = jnp.zeros(len(gradients), jnp.int32)
-    for group, is_finite in zip(plan.groups, finite, strict=True):
-        leaf = jnp.array(group.leaf_of_block, jnp.int32)
-        skipped = skipped.at[leaf].add((~is_finite).astype(jnp.int32))
+    owners = [np.array(group.leaf_of_block) for group in plan.groups]
+    masks = {}
     for index, (g, axes) in enumerate(zip(gradients, layer_axes, strict=True)):
-        if index in masks:
-            mask = masks[index].reshape(g.shape)
-        else:
-            mask = jnp.isfinite((g * g).sum(tuple(range(axes, g.ndim)), keepdims=True))
-            skipped = skipped.at[index].add((~mask).sum(dtype=jnp.int32))
-        cleaned.append(jnp.where(mask, g, 0))
-    return cleaned, stacks, finite, skipped
+        if plan.cores[index] is None:
+            mask = jnp.isfinite(g * g).all(tuple(range(axes, g.ndim)), keepdims=True)
+            masks[index] = mask
+            finite.append(mask.reshape(-1))
+            owners.append(np.full(mask.size, index))
+    flags = jnp.concatenate(finite)
+    skipped = jnp.zeros(len(gradients), jnp.int32)
+    skipped = skipped.at[np.concatenate(owners)].add((~flags).astype(jnp.int32))
+    whole = flags.all()
+
+    def everything():
+        return {
+            i: _layers.like(gradients[i], jnp.broadcast_to(whole, gradients[i].shape))
+            for i in plan.layers
+        }
+
+    def what_is_finite():
+        spread = _blocks.spread(plan, finite[: len(stacks)])
+        return {i: _layers.like(gradients[i], mask) for i, mask in spread.items()}
+
+    if plan.groups:
+        # Rare, so behind a branch: within the arithmetic of every leaf it doubled the time to
+        # compile. And a branch that returns the gradients themselves copies them.
+        masks |= jax.lax.cond(whole, everything, what_is_finite)
+    cleaned = [jnp.where(masks[i], g, 0) for i, g in enumerate(gradients)]
+    return cleaned, stacks, finite[: len(stacks)], skipped
 
 
 def momentum(

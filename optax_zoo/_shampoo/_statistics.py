@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_zoo import _blocks, _triangles
+from optax_zoo import _blocks, _layers, _triangles
 
 
 class Stack(NamedTuple):
@@ -110,9 +110,18 @@ def accumulate(
         grown = (keep * statistics + add * squares).astype(statistics.dtype)
         return jnp.where(own[None] & is_finite, grown, statistics)
 
+    def in_place(statistics, gradients, finite):
+        def grow(b, statistics):
+            return statistics.at[b].set(one(statistics[b], gradients[b], finite[b]))
+
+        return jax.lax.fori_loop(0, stack.length, grow, statistics)
+
     weight = jnp.ones_like(factors.weight) if b2 is None else keep * factors.weight + add
+    statistics = jax.lax.platform_dependent(
+        factors.statistics, gradients, finite, cpu=in_place, default=jax.vmap(one)
+    )
     return factors._replace(
-        statistics=jax.vmap(one)(factors.statistics, gradients, finite),
+        statistics=statistics,
         weight=jnp.where(finite, weight, factors.weight).astype(factors.weight.dtype),
     )
 
@@ -137,32 +146,57 @@ def _gathered(factors: Factors) -> jax.Array:
 
 def precondition(
     parts: Sequence[tuple[Stack, Factors]], momentum: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """M ×₁ P₁ ×₂ P₂ … for each block of a group, and which blocks have a root at all.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """M ×₁ P₁ ×₂ P₂ … for each block of a group, its norm, and which blocks have a root at all.
 
     P is the adopted root; a factor without one takes the scalar (tr L/n)^(−1/p).
     """
-    usable = jnp.concatenate([factors.age >= 0 for _, factors in parts], axis=1).any(axis=1)
+    stacks = [stack for stack, _ in parts]
+    packed = [factors.roots for _, factors in parts]
+    scales = [_scale(stack, factors) for stack, factors in parts]
+    ages = [factors.age for _, factors in parts]
 
-    def one(m, *operands):
-        for (stack, _), (roots, scales, has_root) in zip(parts, operands, strict=True):
+    def one(m, roots, scales, ages):
+        for stack, root, scale, age in zip(stacks, roots, scales, ages, strict=True):
             for i, axis in enumerate(stack.axes):
-                identity = jnp.eye(stack.order, dtype=roots.dtype)
-                root = jnp.where(has_root[i], roots[i], scales[i].astype(roots.dtype) * identity)
-                m = _multiply(root.astype(m.dtype), m, axis)
-        return m
+                product = _multiply(root[i].astype(m.dtype), m, axis)
+                m = jnp.where(age[i] >= 0, product, scale[i].astype(m.dtype) * m)
+        return m, _layers.safe_norms(m, 0).reshape(())
 
-    operands = [
-        (
-            _triangles.unpack_pairs(factors.roots, stack.factors).reshape(
-                stack.length, len(stack.axes), stack.order, stack.order
-            ),
-            _scale(stack, factors),
-            factors.age >= 0,
-        )
-        for stack, factors in parts
+    def in_place(momentum, packed, scales, ages):
+        def step(b, carry):
+            momentum, norms = carry
+            roots = [_roots_of(s, x, b) for s, x in zip(stacks, packed, strict=True)]
+            m, norm = one(momentum[b], roots, [x[b] for x in scales], [x[b] for x in ages])
+            return momentum.at[b].set(m), norms.at[b].set(norm)
+
+        start = momentum, jnp.zeros(len(momentum), momentum.dtype)
+        return jax.lax.fori_loop(0, len(momentum), step, start)
+
+    def batched(momentum, packed, scales, ages):
+        roots = [
+            _triangles.unpack_pairs(x, s.factors).reshape(s.length, -1, s.order, s.order)
+            for s, x in zip(stacks, packed, strict=True)
+        ]
+        return jax.vmap(one)(momentum, roots, scales, ages)
+
+    directions, norms = jax.lax.platform_dependent(
+        momentum, packed, scales, ages, cpu=in_place, default=batched
+    )
+    return directions, norms, (jnp.concatenate(ages, axis=1) >= 0).any(axis=1)
+
+
+def _roots_of(stack: Stack, packed: jax.Array, b: jax.Array) -> list[jax.Array]:
+    """The roots of block b."""
+    count = len(stack.axes)
+    if count % 2 == 0:
+        pairs = [packed[b * (count // 2) + i] for i in range(count // 2)]
+        return [half(x) for x in pairs for half in (_triangles.first, _triangles.second)]
+    numbers = [b * count + i for i in range(count)]
+    return [
+        jnp.where(k % 2 == 0, _triangles.first(packed[k // 2]), _triangles.second(packed[k // 2]))
+        for k in numbers
     ]
-    return jax.vmap(one)(momentum, *operands), usable
 
 
 def _scale(stack: Stack, factors: Factors) -> jax.Array:

@@ -188,20 +188,27 @@ def scale_by_shampoo(
             plan, stacks, refresh, roots, step, state.factors, raw, finite, momenta, decay
         )
 
+        if ways and graft_to is not None:
+            # Adam's updates are near 1 in size, others' may be anything.
+            norm_of = _layers.safe_norms if other else _layers.norms
+            u_norms = jnp.concatenate([norm_of(sizes[i], axes[i]).reshape(-1) for i in ways])
+            d_inverses = jnp.where(usable, _grafting.inverse_norm(norms), 0)
         grafted = []
         for index, (u, magnitude) in enumerate(zip(leaves, sizes, strict=True)):
             direction = magnitude
             if index in ways:
-                shape, layers = jnp.shape(u), axes[index]
-                layered = (*shape[:layers], *[1] * (len(shape) - layers))
-                direction = ways[index].reshape(shape)
-                if graft_to is not None:
-                    # Adam's updates are near 1 in size, others' may be anything.
-                    norm_of = _layers.safe_norms if other else _layers.norms
-                    d_norm = norms[index].reshape(layered)
-                    u_norm = norm_of(magnitude, layers)
-                    direction = _grafting.with_norm_of(magnitude, direction, u_norm, d_norm)
-                direction = jnp.where(usable[index].reshape(layered), direction, magnitude)
+                own = plan.layers[index]
+                layered = (*jnp.shape(u)[: axes[index]], *[1] * (jnp.ndim(u) - axes[index]))
+                direction = ways[index].reshape(jnp.shape(u))
+                if graft_to is None:
+                    direction = jnp.where(usable[own].reshape(layered), direction, magnitude)
+                else:
+                    direction = _grafting.with_norm_of(
+                        magnitude,
+                        direction,
+                        u_norms[own].reshape(layered),
+                        d_inverses[own].reshape(layered),
+                    )
             grafted.append(direction.astype(jnp.result_type(u)))
         return structure.unflatten(grafted), ShampooState(
             count=step + nothing,
@@ -265,19 +272,20 @@ def _preconditioned(
     stacks: Sequence[_statistics.Stack],
     factors: Sequence[_statistics.Factors],
     momenta: Sequence[jax.Array],
-) -> tuple[dict[int, jax.Array], dict[int, jax.Array], dict[int, jax.Array]]:
-    """For each preconditioned leaf its direction and, of each layer, norm and having a root."""
-    directions, norms, usable = [], [], []
+) -> tuple[dict[int, jax.Array], Any, Any]:
+    """Each preconditioned leaf's direction; of each layer slice, its norm and having a root."""
+    if not plan.groups:
+        return {}, None, None
+    found = []
     for index, group in enumerate(plan.groups):
         parts = [(s, f) for s, f in zip(stacks, factors, strict=True) if s.group == index]
-        direction, has_root = _statistics.precondition(parts, _blocks.gather(plan, group, momenta))
-        directions.append(direction)
-        norms.append(_layers.safe_norms(direction, 1).reshape(-1))
-        usable.append(has_root)
+        found.append(_statistics.precondition(parts, _blocks.gather(plan, group, momenta)))
+    directions, norms, usable = zip(*found, strict=True)
+    layer = plan.layer_of_block
     return (
         _blocks.scatter(plan, directions),
-        _blocks.per_layer(plan, norms, lambda x: _layers.safe_norms(x, 1)[:, 0]),
-        _blocks.per_layer(plan, usable, lambda x: x.any(axis=1)),
+        _layers.joined_norms(jnp.concatenate(norms), layer),
+        jnp.zeros(int(layer.max()) + 1, bool).at[layer].max(jnp.concatenate(usable)),
     )
 
 
