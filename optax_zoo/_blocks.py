@@ -205,10 +205,20 @@ def gather(plan: Plan, group: Group, leaves: Sequence[jax.Array]) -> jax.Array:
 
 def _everywhere(x: jax.Array) -> jax.Array:
     """`x` on every device where the program names shardings itself, as blocks cross their edges."""
-    sharding = jax.typeof(x).sharding
-    explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
-    replicated = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-    return jax.sharding.reshard(x, replicated) if explicit else x
+    if not _names_shardings(x):
+        return x
+    mesh = jax.typeof(x).sharding.mesh
+    return jax.sharding.reshard(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
+def like(x: jax.Array, values: jax.Array) -> jax.Array:
+    """`values` with the shape of `x`, and its sharding where the program names shardings itself."""
+    values = values.reshape(x.shape)
+    return jax.sharding.reshard(values, jax.typeof(x).sharding) if _names_shardings(x) else values
+
+
+def _names_shardings(x: jax.Array) -> bool:
+    return jax.sharding.AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
 
 
 def scatter(plan: Plan, stacks: Sequence[jax.Array]) -> dict[int, jax.Array]:

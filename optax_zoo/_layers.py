@@ -73,13 +73,6 @@ def leading_axes(layer_axes: LayerAxes, tree: Any) -> list[int]:
     return counts
 
 
-def like(x: jax.Array, values: jax.Array) -> jax.Array:
-    """`values` in the shape of `x`, and divided over devices as `x` where programs name that."""
-    values, sharding = values.reshape(x.shape), jax.typeof(x).sharding
-    explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
-    return jax.sharding.reshard(values, sharding) if explicit else values
-
-
 def safe_norms(x: jax.Array, layer_axes: int) -> jax.Array:
     """`norms` where squares may overflow or vanish: relative to each slice's largest entry."""
     if not x.size:

@@ -1,5 +1,13 @@
 """A strict JAX for the whole suite: eight host devices, no silent rank promotion."""
 
+import os
+
+# Most of the suite's time is XLA's, and a compiler that hurries takes half of it. XLA_FLAGS="" runs
+# the tests on programs compiled as users have them, as `.ci/run` does for a part of them.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
+
 import jax
 import pytest
 from hypothesis import settings

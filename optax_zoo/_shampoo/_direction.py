@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_zoo import _blocks, _layers, _moments
+from optax_zoo import _blocks, _moments
 from optax_zoo._shampoo._statistics import Factors, Stack
 
 Arrays = Sequence[jax.Array]
@@ -84,13 +84,13 @@ def finite_blocks(
 
     def everything():
         return {
-            i: _layers.like(gradients[i], jnp.broadcast_to(whole, gradients[i].shape))
+            i: _blocks.like(gradients[i], jnp.broadcast_to(whole, gradients[i].shape))
             for i in plan.layers
         }
 
     def what_is_finite():
         spread = _blocks.spread(plan, finite[: len(stacks)])
-        return {i: _layers.like(gradients[i], mask) for i, mask in spread.items()}
+        return {i: _blocks.like(gradients[i], mask) for i, mask in spread.items()}
 
     if plan.groups:
         # Rare, so behind a branch: within the arithmetic of every leaf it doubled the time to

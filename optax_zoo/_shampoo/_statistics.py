@@ -110,6 +110,7 @@ def accumulate(
         grown = (keep * statistics + add * squares).astype(statistics.dtype)
         return jnp.where(own[None] & is_finite, grown, statistics)
 
+    # On a CPU every page of a temporary is new in every step: what one block needs stays in cache.
     def in_place(statistics, gradients, finite):
         def grow(b, statistics):
             return statistics.at[b].set(one(statistics[b], gradients[b], finite[b]))
