@@ -188,8 +188,8 @@ def model_scale_schedules(
 
     Exact is the balance: directions that are orthogonal to the weights and to each other, at the
     constant rate, drive the mean square of the weights to :math:`\sigma^2 / (1 - a^2 / 4)`,
-    within a time of :math:`1 / a^2` steps, whatever it was. The cosine is a model. Momentum makes
-    directions alike, so that they walk further than their RMS says: by the root of
+    in the order of :math:`1 / a^2` steps, wherever they start. The cosine is a model. Momentum
+    makes directions alike, so that they walk further than their RMS says: by the root of
     :math:`(1 + \beta) / (1 - \beta)` for an average with decay :math:`\beta`. Adam's directions
     under pure noise, with an RMS of :math:`\sqrt{(1 - \beta_1) / (1 + \beta_1)}`, walk as if it
     were 1, so leave `update_rms` at 1 for Adam and its kin; signs have it by construction.

@@ -26,7 +26,7 @@ def test_every_python_block_runs():
 @pytest.mark.parametrize(("name", "bytes_per_parameter"), TABLE)
 def test_the_table_gives_the_true_state_size(name, bytes_per_parameter):
     params = jnp.zeros((1024, 512))
-    needs = {name: (1e-3,) for name in ("lion", "lars", "lamb", "shampoo")}
+    needs: dict = dict.fromkeys(("lion", "lars", "lamb", "shampoo"), (1e-3,))
     needs["amos"] = (1e-3, lambda name, shape: 1.0)
     tx = getattr(zoo, name)(*needs.get(name, ()))
     state = jax.eval_shape(tx.init, params)
