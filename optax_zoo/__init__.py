@@ -2,6 +2,7 @@
 
 from optax_zoo._adabound import adabound, adaboundw, amsbound
 from optax_zoo._adax import AdaxState, adax, adaxw, scale_by_adax
+from optax_zoo._amos import AmosState, amos, scale_by_amos
 from optax_zoo._blocks import Blocks
 from optax_zoo._dynamic_bounds import DynamicBoundsState, scale_by_dynamic_bounds
 from optax_zoo._grafting import GraftState, graft
@@ -11,6 +12,12 @@ from optax_zoo._large_batch import large_batch_schedule, scale_learning_rate
 from optax_zoo._lars import lars
 from optax_zoo._layerwise import LayerwiseTrustRatioState, scale_by_layerwise_trust_ratio
 from optax_zoo._matrix_roots import InverseRootInfo, inverse_pth_root
+from optax_zoo._model_scale import (
+    ModelScaleSchedules,
+    flax_scales,
+    flax_slots,
+    model_scale_schedules,
+)
 from optax_zoo._shampoo._assembled import shampoo
 from optax_zoo._shampoo._planning import RefreshPlan, plan_refresh
 from optax_zoo._shampoo._roots import Roots
@@ -22,11 +29,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdaxState",
+    "AmosState",
     "Blocks",
     "DynamicBoundsState",
     "GraftState",
     "InverseRootInfo",
     "LayerwiseTrustRatioState",
+    "ModelScaleSchedules",
     "Refresh",
     "RefreshPlan",
     "Roots",
@@ -36,7 +45,10 @@ __all__ = [
     "adaboundw",
     "adax",
     "adaxw",
+    "amos",
     "amsbound",
+    "flax_scales",
+    "flax_slots",
     "graft",
     "inspect",
     "inverse_pth_root",
@@ -44,8 +56,10 @@ __all__ = [
     "large_batch_schedule",
     "lars",
     "lion",
+    "model_scale_schedules",
     "plan_refresh",
     "scale_by_adax",
+    "scale_by_amos",
     "scale_by_dynamic_bounds",
     "scale_by_layerwise_trust_ratio",
     "scale_by_shampoo",

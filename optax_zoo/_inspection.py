@@ -75,5 +75,5 @@ def _names(node: ShampooState, params: Any, leaves: int) -> list[str]:
     for tree in () if params is None else (params, node.mu):
         with_paths = jax.tree_util.tree_flatten_with_path(tree)[0]
         if tree is not None and len(with_paths) == leaves:
-            return ["/".join(_layers.path_names(path)) or "()" for path, _ in with_paths]
+            return [_layers.joined(_layers.path_names(path)) for path, _ in with_paths]
     return [str(index) for index in range(leaves)]

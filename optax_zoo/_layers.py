@@ -23,6 +23,11 @@ def path_names(path: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(entries[:-1] if is_variable else entries)
 
 
+def joined(name: tuple[str, ...]) -> str:
+    """A path as one readable string; that of a bare array is empty."""
+    return "/".join(name) or "()"
+
+
 def check_layer_axes(layer_axes: LayerAxes) -> None:
     """Raises if `layer_axes` is an array: it fixes shapes and cannot be traced."""
     if layer_axes is None or callable(layer_axes):
@@ -66,7 +71,7 @@ def leading_axes(layer_axes: LayerAxes, tree: Any) -> list[int]:
     for (path, leaf), count in zip(with_paths, counts, strict=True):
         if count > jnp.ndim(leaf):
             raise ValueError(
-                f"layer_axes is {count} for the parameter {'/'.join(path_names(path)) or '()'} of "
+                f"layer_axes is {count} for the parameter {joined(path_names(path))} of "
                 f"shape {jnp.shape(leaf)}; give it at most {jnp.ndim(leaf)}, by a prefix pytree "
                 "or a callable (path, leaf) -> int"
             )

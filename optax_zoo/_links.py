@@ -35,6 +35,22 @@ def learning_rate_link(learning_rate: optax.ScalarOrSchedule, *, usual: str) -> 
     return _in_incoming_dtype(optax.scale_by_learning_rate(learning_rate))
 
 
+def clip_link(clip_value: Any) -> optax.GradientTransformation:
+    """`optax.clip`, checked; complex numbers have no order and are refused."""
+    _checks.check_number("clip_value", clip_value, above=0.0, remedy="pass e.g. 1.0, or None")
+    inner = optax.clip(clip_value)
+
+    def init(params):
+        _checks.check_params(
+            params,
+            who="clip_value",
+            complex_remedy="leave clip_value None, or clip by norms before it",
+        )
+        return inner.init(params)
+
+    return _in_incoming_dtype(optax.GradientTransformation(init, inner.update))
+
+
 def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """Runs a link on float32 copies of narrower updates and parameters.
 

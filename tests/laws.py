@@ -23,6 +23,7 @@ class Entry:
       needs_params: Whether `update` needs the parameters: never, for the decay alone (then not
         at `weight_decay=0`) or always.
       complex_ok: Whether complex parameters work; otherwise `init` refuses them.
+      first_step: What a schedule is called with first.
     """
 
     factory: Callable[..., optax.GradientTransformationExtraArgs]
@@ -30,6 +31,7 @@ class Entry:
     converges: Mapping[str, Any] | None = None
     needs_params: Literal["never", "decay", "always"] = "never"
     complex_ok: bool = True
+    first_step: int = 0
 
     @functools.cached_property
     def tx(self) -> optax.GradientTransformationExtraArgs:
@@ -56,9 +58,33 @@ def _args(**arguments: Any) -> dict[str, Any]:
     return arguments
 
 
+def _given(factory: Callable[..., Any], **functions: Any) -> Callable[..., Any]:
+    """`factory` without arguments that `optax.inject_hyperparams` would take for schedules."""
+
+    @functools.wraps(factory)
+    def build(*args: Any, **kwargs: Any) -> Any:
+        return factory(*args, **functions, **kwargs)
+
+    signature = inspect.signature(factory)
+    left = [p for p in signature.parameters.values() if p.name not in functions]
+    setattr(build, "__signature__", signature.replace(parameters=left))  # noqa: B010
+    return build
+
+
+def _eta(name: Any, shape: Any) -> float:
+    del name, shape
+    return 0.5
+
+
+def _columns(name: Any, shape: Any) -> tuple[int, ...]:
+    """Slots with one entry per column; those of a vector are whole."""
+    del name
+    return (*(1 for _ in shape[:-1]), *shape[-1:])
+
+
 # fmt: off
-# One line each; scale_by_shampoo is held to them within shampoo. Rosenbrock's valley, one of
-# Optax's problems, wants AdaBound's final_lr small.
+# One line each; scale_by_shampoo is held to them within shampoo, scale_by_amos within amos.
+# Rosenbrock's valley, one of Optax's problems, wants AdaBound's final_lr small.
 TABLE: dict[str, Entry] = {
     "scale_by_sign_momentum": Entry(zoo.scale_by_sign_momentum, complex_ok=False),
     "lion": Entry(zoo.lion, _args(learning_rate=1e-2), _args(learning_rate=1e-2, weight_decay=1e-4), "decay", complex_ok=False),  # noqa: E501
@@ -72,6 +98,7 @@ TABLE: dict[str, Entry] = {
     "scale_by_adax": Entry(zoo.scale_by_adax),
     "adax": Entry(zoo.adax, {}, _args(learning_rate=1e-2, weight_decay=0.0), "decay"),
     "adaxw": Entry(zoo.adaxw, {}, _args(learning_rate=1e-2, weight_decay=0.0), "decay"),
+    "amos": Entry(_given(zoo.amos, eta_fn=_eta, shape_fn=_columns), _args(learning_rate=1e-2, momentum=0.9), _args(learning_rate=0.1), "always", first_step=1),  # noqa: E501
     "graft": Entry(zoo.graft, _args(magnitude=zoo.scale_by_adax(), direction=zoo.scale_by_sign_momentum()), complex_ok=False),  # noqa: E501
     "shampoo": Entry(zoo.shampoo, _args(learning_rate=1e-2, weight_decay=0.1, refresh=zoo.Refresh(every=2, start=1), roots=zoo.Roots(ridge=1e-2)), _args(learning_rate=1e-2, refresh=zoo.Refresh(every=50)), "decay", complex_ok=False),  # noqa: E501
 }

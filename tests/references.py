@@ -11,6 +11,7 @@ Deviations from the papers, each on purpose and as the transformations document 
   AdaBound  as released: Adam's bias correction and epsilon, no division by sqrt(t), bounds that
             follow the schedule through base_lr; AdaBoundW's decay has no rate.
   AdaX      as released: epsilon joins sqrt(v), not its corrected form.
+  Amos      as released: the maximum of v and 2**-125; momentum is an average of the steps.
 """
 
 import numpy as np
@@ -116,6 +117,37 @@ def adax(p, grads, lr, b1=0.9, b2=1e-4, eps=1e-12, wd=0.0, decoupled=False, pape
         root_c = np.sqrt(np.expm1(t * np.log1p(b2)))
         u = m / (np.sqrt(v) / root_c + eps) if paper_eps else root_c * m / (np.sqrt(v) + eps)
         p = p - eta * u - (eta * wd * p if decoupled else 0)
+        path.append(p)
+    return np.stack(path)
+
+
+def amos(
+    p,
+    grads,
+    lr,
+    eta,
+    axes=(),
+    beta=0.999,
+    extra_l2=0.0,
+    c=0.25,
+    d=0.25,
+    momentum=0.0,
+    clip=np.inf,
+):
+    """Algorithm 1 of 2210.11693; slots are means over `axes`."""
+    v = b = np.zeros_like(np.mean(p, axis=axes, keepdims=True) if axes else p)
+    average, path = np.zeros_like(p), [p]
+    for t, (g, xi) in enumerate(zip(grads, _per_step(lr, grads), strict=True), start=1):
+        g = np.clip(g, -clip, clip)
+        g2 = np.mean(g**2, axis=axes, keepdims=True) if axes else g**2
+        v = beta * v + (1 - beta) * g2
+        r = (1 - beta**t) / np.maximum(v, 2.0**-125)
+        gamma = xi**2 * r * g2 / np.sqrt(1 + c * np.sqrt(xi) * b)
+        decay = 1 / (1 + d * np.sqrt(xi * eta) * b)
+        delta = decay * (xi * eta * np.sqrt(r) * g + (gamma / 2 + extra_l2) * p)
+        b = b + gamma * (1 + b)
+        average = momentum * average + (1 - momentum) * delta
+        p = p - average
         path.append(p)
     return np.stack(path)
 

@@ -32,6 +32,11 @@ NUMBERS: dict[str, tuple[list[Any], str]] = {
     "final_lr": ([0.0, -0.1, NAN, INF, None], "pass e.g. 0.1"),
     "base_lr": ([0.0, -0.1, NAN, INF, "peak"], "pass the schedule's peak"),
     "gamma": ([0.0, -1e-3, NAN, INF], "pass e.g. 1e-3"),
+    "beta": ([-0.1, 1.0, NAN, "0.9", None], "usual value is 0.999"),
+    "extra_l2": ([-0.1, NAN, INF, None], "pass 0.0"),
+    "c_coef": ([-0.1, NAN, INF, None], "usual value is 0.25"),
+    "d_coef": ([-0.1, NAN, INF, None], "usual value is 0.25"),
+    "clip_value": ([0.0, -1.0, NAN, "1"], "pass e.g. 1.0, or None"),
     "weight_decay": ([-1e-4, NAN, INF, "0.1", None], "schedule"),
 }
 # The second moment of AdaX grows: its b2 is another number. That of Shampoo may be a sum.
@@ -89,6 +94,8 @@ def update(tx: optax.GradientTransformation) -> Any:
 
 # Wrong types are the point: these have none.
 adabound: Any = zoo.adabound
+amos: Any = zoo.amos
+model_scales: Any = zoo.model_scale_schedules
 adaboundw: Any = zoo.adaboundw
 lamb: Any = zoo.lamb
 lars: Any = zoo.lars
@@ -110,6 +117,11 @@ def warmed_up(**arguments: Any) -> optax.Schedule:
     return zoo.large_batch_schedule(
         **{"base_lr": 0.1, "base_batch": 256, "batch": 512, "total_steps": 10, **arguments}
     )
+
+
+def sized(shape: Any) -> Any:
+    """Amos with this slot for each parameter."""
+    return amos(0.1, lambda name, shape: 0.5, lambda name, _: shape)
 
 
 Case = tuple[Callable[[], Any], type[Exception], tuple[str, ...]]
@@ -435,6 +447,67 @@ CASES: dict[str, Case] = {
         lambda: root_of(jnp.eye(2), 2, max_iterations=jnp.array(3)),
         TypeError,
         ("max_iterations", "static_args=('max_iterations',)"),
+    ),
+    # Amos and its scales.
+    "eta_number": (lambda: amos(0.1, 0.5), TypeError, ("eta_fn", "0.5", "static_args=('eta_fn',)")),
+    "eta_zero": (
+        lambda: init(amos(0.1, lambda name, shape: float(name != ("b",)))),
+        ValueError,
+        ("eta_fn", "parameter b", "> 0.0, got 0.0", "magnitude"),
+    ),
+    "eta_none": (
+        lambda: amos(0.1, lambda name, shape: None).init({"a": [jnp.ones(2)]}),
+        TypeError,
+        ("eta_fn", "parameter a/0", "got None", "magnitude"),
+    ),
+    "slots_tuple": (
+        lambda: amos(0.1, zoo.flax_scales, (1, 3)),
+        TypeError,
+        ("shape_fn", "(1, 3)", "static_args=('shape_fn',)"),
+    ),
+    "slot_too_long": (
+        lambda: init(sized((2, 3))),
+        ValueError,
+        ("shape_fn gave (2, 3)", "parameter b of shape (3,)", "1 for each axis"),
+    ),
+    "slot_too_wide": (
+        lambda: sized((4,)).init({"x": {"w": jnp.ones((2, 1))}}),
+        ValueError,
+        ("shape_fn gave (4,)", "parameter x/w of shape (2, 1)", "()"),
+    ),
+    "slot_number": (lambda: init(sized(3)), TypeError, ("shape_fn gave 3", "parameter b", "()")),
+    "slot_float": (lambda: init(sized((1.0,))), TypeError, ("shape_fn gave (1.0,)", "ints")),
+    "clip_complex": (
+        lambda: amos(0.1, lambda name, shape: 0.5, clip_value=1.0).init(jnp.ones(2, complex)),
+        TypeError,
+        ("complex64", "clip_value", "None"),
+    ),
+    "amos_without_params": (
+        lambda: update(amos(0.1, lambda name, shape: 0.5)),
+        ValueError,
+        ("params is None", "Amos"),
+    ),
+    "flax_unknown": (
+        lambda: amos(0.1, zoo.flax_scales).init({"lora": {"a": jnp.ones((2, 3))}}),
+        ValueError,
+        ("flax_scales", "lora/a", "(2, 3)", "eta_fn"),
+    ),
+    "scale_zero": (lambda: model_scales(0.0), ValueError, ("scale", "got 0.0", "e.g. 0.02")),
+    "relative_step_one": (
+        lambda: model_scales(0.02, relative_step=1.0),
+        ValueError,
+        ("relative_step", "got 1.0", "1e-3"),
+    ),
+    "half_at_once": (
+        lambda: model_scales(0.02, steps_to_half=0),
+        ValueError,
+        ("steps_to_half", "got 0", "None"),
+    ),
+    "update_rms": (lambda: model_scales(0.02, update_rms=0), ValueError, ("update_rms", "1.0")),
+    "trust_ratio_array": (
+        lambda: model_scales(0.02, trust_ratio=1),
+        TypeError,
+        ("trust_ratio", "got 1", "True or False"),
     ),
     # Shampoo.
     "exponent_zero": (lambda: of_shampoo(exponent=0), ValueError, ("exponent", "got 0;", "e.g. 2")),

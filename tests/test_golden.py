@@ -94,6 +94,17 @@ def bounded(factory, h):
     )
 
 
+def amos(h):
+    shapes = {"full": None, "scalar": lambda name, shape: ()}
+    return zoo.amos(
+        h["lr"],
+        lambda name, shape: h["eta"][name[0]],
+        shapes[h["shape"]],
+        c_coef=h["c_coef"],
+        d_coef=h["d_coef"],
+    )
+
+
 def adax(h):
     return zoo.adax(h["lr"], h["b1"], h["b2"], h["eps"], weight_decay=h["wd"])
 
@@ -121,7 +132,12 @@ OURS: dict[tuple[str, str], Callable[[dict[str, Any]], optax.GradientTransformat
     ("adaboundw", "lr_drop"): adaboundw,
     ("adax", "default_l2"): adax,
     ("adaxw", "default"): adaxw,
+    ("amos", "full"): amos,
+    ("amos", "scalar"): amos,
 }
+# Recorded in float32 with the rounding of 1 - 0.999**t, which is 2.7e-4 here after twenty steps;
+# what ours does in float32 is held against the float64 run of the same problem.
+COARSE = {"amos"}
 # Another algorithm under the same name, and what of ours comes closest.
 OTHERS = {("lars", "nvcaffe_larc_scale"): lars, ("adax", "default_l2_paper_eps"): adax}
 
@@ -166,7 +182,8 @@ def test_the_recorded_run_comes_out_again(algorithm, setting, dtype):
     with enable_x64(dtype == "float64"):
         path = ours(OURS[algorithm, setting](hyper), dtype)
     assert path["w"].dtype == dtype
-    assert worst(path, recorded(algorithm, setting, dtype)) <= TOLERANCE[dtype]
+    desired = recorded(algorithm, setting, "float64" if algorithm in COARSE else dtype)
+    assert worst(path, desired) <= TOLERANCE[dtype]
 
 
 def test_every_recorded_setting_has_a_case():

@@ -24,6 +24,7 @@ NUMERICS = {
     "_links",
     "_matrix_roots",
     "_minimax",
+    "_model_scale",
     "_moments",
     "_triangles",
 }

@@ -26,13 +26,13 @@ BARE = [{**opt, "wrapper_name": None, "wrapper_kwargs": None} for opt in OPTIMIZ
 
 
 class _Lookup:
-    """Finds a name in `optax_zoo`, then in the module that the suite would have asked."""
+    """Finds a name in the table, then in the module that the suite would have asked."""
 
     def __init__(self, fallback: types.ModuleType):
         self._fallback = fallback
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(zoo, name) if hasattr(zoo, name) else getattr(self._fallback, name)
+        return TABLE[name].factory if name in TABLE else getattr(self._fallback, name)
 
 
 def _suite(module_name: str, class_name: str, tables: dict[str, Any], factories: str) -> type:

@@ -26,8 +26,9 @@ def test_every_python_block_runs():
 @pytest.mark.parametrize(("name", "bytes_per_parameter"), TABLE)
 def test_the_table_gives_the_true_state_size(name, bytes_per_parameter):
     params = jnp.zeros((1024, 512))
-    needs_rate = name in ("lion", "lars", "lamb", "shampoo")
-    tx = getattr(zoo, name)(1e-3) if needs_rate else getattr(zoo, name)()
+    needs: dict = dict.fromkeys(("lion", "lars", "lamb", "shampoo"), (1e-3,))
+    needs["amos"] = (1e-3, lambda name, shape: 1.0)
+    tx = getattr(zoo, name)(*needs.get(name, ()))
     state = jax.eval_shape(tx.init, params)
     total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     assert round(total / params.size, 1) == float(bytes_per_parameter)

@@ -229,9 +229,9 @@ def test_a_run_resumes_with_its_own_settings_alone(more, text, whole, tmp_path, 
     assert untimed(whole) == before
 
 
-def needs_more(learning_rate, eta_fn):
+def needs_more(learning_rate, loss_fn):
     """Stands for optimizers with arguments that no option sets."""
-    raise AssertionError((learning_rate, eta_fn))
+    raise AssertionError((learning_rate, loss_fn))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def needs_more(learning_rate, eta_fn):
         ("--optimizer adamv", ["--optimizer adamv", "adamw"]),
         ("--compare lion,lambda", ["--optimizer lambda", "lamb"]),
         ("--compare lion,lion", ["--compare lion,lion", "once"]),
-        ("--optimizer needs_more", ["needs_more", "eta_fn"]),
+        ("--optimizer needs_more", ["needs_more", "loss_fn"]),
         ("--optimizer lbfgs", ["--optimizer lbfgs", "choose another"]),
         ("--optimizer adam --weight-decay 0.1", ["--weight-decay 0.1", "adamw"]),
         ("--steps -1", ["--steps -1", "at least 1"]),

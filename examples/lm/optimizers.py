@@ -84,6 +84,8 @@ def make_optimizer(
     arguments |= {key: matrices for key in MASKS if key in parameters}
     if "base_lr" in parameters:
         arguments["base_lr"] = peak
+    if "eta_fn" in parameters:
+        arguments |= {"eta_fn": zoo.flax_scales, "shape_fn": zoo.flax_slots}
     if weight_decay is not None:
         if "weight_decay" not in parameters:
             raise UsageError(
