@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optax_zoo import _checks, _moments
 
@@ -212,15 +213,13 @@ def _constant(tree: Any) -> Any:
 
 def _loss_and_aux(found: Any) -> tuple[jax.Array, list[Any]]:
     """The loss and, in a list of one or none, what came beside it."""
-    loss: Any
     loss, *aux = found if isinstance(found, tuple) and len(found) == 2 else (found,)
-    try:
-        shape, dtype = jnp.shape(loss), jnp.result_type(loss)
-    except TypeError as error:
+    if not isinstance(loss, jax.Array | np.ndarray | np.generic | float | int | complex):
         raise TypeError(
-            f"fun must return a real number or a pair (number, auxiliary data), got {found!r}; "
-            "wrap what belongs beside the loss into one object"
-        ) from error
+            f"fun must return a number or a pair (number, auxiliary data), got {found!r}; put all "
+            "that belongs beside the loss into one object"
+        )
+    shape, dtype = jnp.shape(loss), jnp.result_type(loss)
     if shape:
         raise ValueError(
             f"fun must return one number, got an array of shape {shape}; take e.g. its mean"

@@ -23,6 +23,8 @@ class Entry:
       needs_params: Whether `update` needs the parameters: never, for the decay alone (then not
         at `weight_decay=0`) or always.
       complex_ok: Whether complex parameters work; otherwise `init` refuses them.
+      calls_per_step: The parameters move in every so many-th call, at most 3; laws about a single
+        update look at the first that moves.
     """
 
     factory: Callable[..., optax.GradientTransformationExtraArgs]
@@ -30,6 +32,7 @@ class Entry:
     converges: Mapping[str, Any] | None = None
     needs_params: Literal["never", "decay", "always"] = "never"
     complex_ok: bool = True
+    calls_per_step: int = 1
 
     @functools.cached_property
     def tx(self) -> optax.GradientTransformationExtraArgs:
@@ -72,6 +75,8 @@ TABLE: dict[str, Entry] = {
     "scale_by_adax": Entry(zoo.scale_by_adax),
     "adax": Entry(zoo.adax, {}, _args(learning_rate=1e-2, weight_decay=0.0), "decay"),
     "adaxw": Entry(zoo.adaxw, {}, _args(learning_rate=1e-2, weight_decay=0.0), "decay"),
+    "accumulate_in_momentum": Entry(zoo.accumulate_in_momentum, _args(every_k=2, nesterov=True, then=optax.scale_by_learning_rate(lambda count: 0.5 / (1 + count))), _args(every_k=2, then=optax.scale_by_learning_rate(1e-2)), calls_per_step=2),  # noqa: E501
+    "accumulate_in_adam": Entry(zoo.accumulate_in_adam, _args(every_k=2), calls_per_step=2),
     "graft": Entry(zoo.graft, _args(magnitude=zoo.scale_by_adax(), direction=zoo.scale_by_sign_momentum()), complex_ok=False),  # noqa: E501
     "shampoo": Entry(zoo.shampoo, _args(learning_rate=1e-2, weight_decay=0.1, refresh=zoo.Refresh(every=2, start=1), roots=zoo.Roots(ridge=1e-2)), _args(learning_rate=1e-2, refresh=zoo.Refresh(every=50)), "decay", complex_ok=False),  # noqa: E501
 }
