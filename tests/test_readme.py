@@ -26,8 +26,10 @@ def test_every_python_block_runs():
 @pytest.mark.parametrize(("name", "bytes_per_parameter"), TABLE)
 def test_the_table_gives_the_true_state_size(name, bytes_per_parameter):
     params = jnp.zeros((1024, 512))
-    needs_rate = name in ("lion", "lars", "lamb", "shampoo")
-    tx = getattr(zoo, name)(1e-3) if needs_rate else getattr(zoo, name)()
+    factory = getattr(zoo, name)
+    first = next(iter(inspect.signature(factory).parameters.values()))
+    usual = {"learning_rate": 1e-3, "every_k": 4}
+    tx = factory(usual[first.name]) if first.default is first.empty else factory()
     state = jax.eval_shape(tx.init, params)
     total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     assert round(total / params.size, 1) == float(bytes_per_parameter)
@@ -37,7 +39,8 @@ def test_the_table_has_every_optimizer():
     optimizers = {
         name
         for name in filter(str.islower, zoo.__all__)
-        if next(iter(inspect.signature(getattr(zoo, name)).parameters)) == "learning_rate"
+        if next(iter(inspect.signature(getattr(zoo, name)).parameters))
+        in ("learning_rate", "every_k")
         and not name.startswith("scale_")
     }
     assert {name for name, _ in TABLE} == optimizers
