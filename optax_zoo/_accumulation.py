@@ -15,14 +15,14 @@ class AccumulateInMomentumState(NamedTuple):
 
     Attributes:
       mini_step: Calls so far in the current group, int32; 0 after a call that moved.
-      mu: Momentum, which within a group gathers the gradients.
-      previous: With `nesterov` the momentum at the group's start, otherwise None.
+      mu: Momentum, which within a group gathers the gradients (not with `nesterov`).
+      mean: With `nesterov` the part gathered of the group's mean, otherwise None.
       then: State of `then`.
     """
 
     mini_step: jax.typing.ArrayLike
     mu: optax.Updates
-    previous: Any
+    mean: Any
     then: Any
 
 
@@ -79,13 +79,14 @@ def accumulate_in_momentum(
       every_k: How many gradients make a step, at least 1. May be traced or, under
         `optax.inject_hyperparams`, follow a schedule; it must change between groups only.
       decay: :math:`\beta` in [0, 1).
-      nesterov: Whether to look ahead, :math:`\beta m + (1 - \beta) \bar g`. That needs the
-        momentum at the group's start as well: 4 bytes more per parameter, as many as
-        `optax.MultiSteps` takes.
-      accumulator_dtype: dtype of the momentum; None keeps it in float32 or wider, also for
+      nesterov: Whether to look ahead, :math:`\beta m + (1 - \beta) \bar g`. That needs the mean
+        beside the momentum: 4 bytes more per parameter, as many as `optax.MultiSteps` takes.
+      accumulator_dtype: dtype of what gathers; None keeps it in float32 or wider, also for
         bfloat16 parameters. In less, the k small parts are rounded one by one.
       then: A transformation that is run, and whose state advances, in every k-th call only (under
-        `jax.lax.cond`): the rest of an optimizer. Parameters and extra arguments reach it.
+        `jax.lax.cond`): the rest of an optimizer. Parameters and extra arguments reach it. A
+        branch hands its updates over in memory; a link that may as well run in every call, like a
+        constant rate, is cheaper in the chain.
 
     Returns:
       A gradient transformation, 4 bytes of state per parameter. Updates keep their dtype.
@@ -110,7 +111,7 @@ def accumulate_in_momentum(
       >>> state = tx.init(params)
       >>> for i in range(4):
       ...     updates, state = tx.update(jnp.array([i, 1.0]), state, params)
-      ...     print(updates.round(3) + 0.0)
+      ...     print(updates.round(3))
       [0. 0.]
       [0. 0.]
       [0. 0.]
@@ -130,27 +131,33 @@ def accumulate_in_momentum(
         return AccumulateInMomentumState(
             mini_step=jnp.zeros((), jnp.int32),
             mu=_moments.zeros(params, accumulator_dtype),
-            previous=_moments.zeros(params, accumulator_dtype) if nesterov else None,
+            mean=_moments.zeros(params, accumulator_dtype) if nesterov else None,
             then=() if then is None else then.init(params),
         )
 
     def update(updates, state, params=None, **extra_args):
         first, last, mini_step = _advance(state.mini_step, every_k)
-        mu = jax.tree.map(
-            lambda g, m: _gather(_moments.widen(g), m, decay, first, every_k), updates, state.mu
-        )
-        step, previous = mu, None
         if nesterov:
-            previous = jax.tree.map(
-                lambda old, m: jnp.where(first, m, old), state.previous, state.mu
+            mean = jax.tree.map(
+                lambda g, a: _gather(_moments.widen(g), a, 0, first, every_k), updates, state.mean
             )
-            # β·m + (1 − β)·ḡ with (1 − β)·ḡ = m − β·previous.
-            step = jax.tree.map(lambda m, old: m + decay * (m - _moments.widen(old)), mu, previous)
+            mu = jax.tree.map(
+                lambda g, m: jnp.where(last, _moments.ema(g, m, decay), m), mean, state.mu
+            )
+            step = jax.tree.map(lambda g, m: _moments.ema(g, m, decay), mean, mu)
+            mean = optax.tree.cast_like(mean, state.mean)
+        else:
+            mean = None
+            step = mu = jax.tree.map(
+                lambda g, m: _gather(_moments.widen(g), m, decay, first, every_k),
+                updates,
+                state.mu,
+            )
         updates, then_state = _emit(
             last, lambda: step, then, updates, state.then, params, extra_args
         )
         mu = optax.tree.cast_like(mu, state.mu)
-        return updates, AccumulateInMomentumState(mini_step, mu, previous, then_state)
+        return updates, AccumulateInMomentumState(mini_step, mu, mean, then_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -127,11 +127,11 @@ def test_the_state_is_one_gradient_smaller_than_that_of_multi_steps():
 
 @pytest.mark.parametrize(
     ("make", "fields"),
-    [(zoo.accumulate_in_momentum, ("mu", "previous")), (zoo.accumulate_in_adam, ("mu", "nu"))],
+    [(zoo.accumulate_in_momentum, ("mu", "mean")), (zoo.accumulate_in_adam, ("mu", "nu"))],
 )
 def test_the_moments_have_the_accumulators_dtype(make, fields):
     params, grads = problem()
-    nesterov = {"nesterov": True} if "previous" in fields else {}
+    nesterov = {"nesterov": True} if "mean" in fields else {}
     tx = make(2, accumulator_dtype=jnp.bfloat16, **nesterov)
     state = tx.init(params)
     _, after = train(tx, params, grads)
@@ -145,7 +145,7 @@ def test_the_moments_have_the_accumulators_dtype(make, fields):
 def test_many_bfloat16_gradients_are_gathered_in_float32():
     tx = zoo.accumulate_in_momentum(1000, decay=0.0)
     step = jax.jit(tx.update)
-    state = tx.init(jnp.zeros(1, jnp.bfloat16))
+    state: Any = tx.init(jnp.zeros(1, jnp.bfloat16))
     updates = None
     for _ in range(1000):
         updates, state = step(jnp.ones(1, jnp.bfloat16), state)
@@ -225,8 +225,8 @@ def test_a_gradient_that_apply_if_finite_skips_is_replaced_by_the_next():
 
 
 def test_then_runs_in_every_kth_call_with_parameters_and_extra_arguments():
-    def update(updates, state, params=None, *, value, **extra_args):
-        del extra_args
+    def update(updates, state, params=None, **extra_args):
+        value = extra_args["value"]
         return jax.tree.map(lambda u, p: value * u + p, updates, params), state + 1
 
     counting = optax.GradientTransformationExtraArgs(lambda params: jnp.zeros((), int), update)
@@ -234,6 +234,7 @@ def test_then_runs_in_every_kth_call_with_parameters_and_extra_arguments():
     params = jnp.array([10.0])
     state: Any = tx.init(params)
     found = []
+    updates: Any
     for value in (1.0, 2.0, 3.0, 4.0):
         updates, state = tx.update(jnp.ones(1), state, params, value=value)
         found.append((float(updates[0]), int(state.then)))

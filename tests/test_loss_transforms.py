@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -221,7 +222,8 @@ def test_the_difference_costs_two_gradients():
 
     def flops(loss):
         compiled = jax.jit(jax.grad(loss)).lower([jnp.eye(64)] * 4, jnp.ones((64, 64))).compile()
-        return compiled.cost_analysis()["flops"]
+        cost: Any = compiled.cost_analysis()
+        return cost["flops"]
 
     difference = zoo.gradient_penalty(loss, 0.1, finite_difference=1e-3)
     assert flops(difference) <= 2.1 * flops(loss)
