@@ -1,5 +1,11 @@
 """Optimizers for JAX that compose with Optax."""
 
+from optax_zoo._accumulation import (
+    AccumulateInAdamState,
+    AccumulateInMomentumState,
+    accumulate_in_adam,
+    accumulate_in_momentum,
+)
 from optax_zoo._adabound import adabound, adaboundw, amsbound
 from optax_zoo._adax import AdaxState, adax, adaxw, scale_by_adax
 from optax_zoo._amos import AmosState, amos, scale_by_amos
@@ -11,6 +17,7 @@ from optax_zoo._lamb import lamb
 from optax_zoo._large_batch import large_batch_schedule, scale_learning_rate
 from optax_zoo._lars import lars
 from optax_zoo._layerwise import LayerwiseTrustRatioState, scale_by_layerwise_trust_ratio
+from optax_zoo._loss_transforms import flooding, gradient_penalty
 from optax_zoo._matrix_roots import InverseRootInfo, inverse_pth_root
 from optax_zoo._model_scale import (
     ModelScaleSchedules,
@@ -28,6 +35,8 @@ from optax_zoo._sign_momentum import SignMomentumState, lion, scale_by_sign_mome
 __version__ = "0.1.0"
 
 __all__ = [
+    "AccumulateInAdamState",
+    "AccumulateInMomentumState",
     "AdaxState",
     "AmosState",
     "Blocks",
@@ -41,6 +50,8 @@ __all__ = [
     "Roots",
     "ShampooState",
     "SignMomentumState",
+    "accumulate_in_adam",
+    "accumulate_in_momentum",
     "adabound",
     "adaboundw",
     "adax",
@@ -49,6 +60,8 @@ __all__ = [
     "amsbound",
     "flax_scales",
     "flax_slots",
+    "flooding",
+    "gradient_penalty",
     "graft",
     "inspect",
     "inverse_pth_root",

@@ -24,6 +24,8 @@ class Entry:
         at `weight_decay=0`) or always.
       complex_ok: Whether complex parameters work; otherwise `init` refuses them.
       first_step: What a schedule is called with first.
+      calls_per_step: The parameters move in every so many-th call, at most 3; laws about a single
+        update look at the first that moves.
     """
 
     factory: Callable[..., optax.GradientTransformationExtraArgs]
@@ -32,6 +34,7 @@ class Entry:
     needs_params: Literal["never", "decay", "always"] = "never"
     complex_ok: bool = True
     first_step: int = 0
+    calls_per_step: int = 1
 
     @functools.cached_property
     def tx(self) -> optax.GradientTransformationExtraArgs:
@@ -99,6 +102,8 @@ TABLE: dict[str, Entry] = {
     "adax": Entry(zoo.adax, {}, _args(learning_rate=1e-2, weight_decay=0.0), "decay"),
     "adaxw": Entry(zoo.adaxw, {}, _args(learning_rate=1e-2, weight_decay=0.0), "decay"),
     "amos": Entry(_given(zoo.amos, eta_fn=_eta, shape_fn=_columns), _args(learning_rate=1e-2, momentum=0.9), _args(learning_rate=0.1), "always", first_step=1),  # noqa: E501
+    "accumulate_in_momentum": Entry(zoo.accumulate_in_momentum, _args(every_k=2, nesterov=True, then=optax.scale_by_learning_rate(lambda count: 0.5 / (1 + count))), _args(every_k=2, then=optax.scale_by_learning_rate(1e-2)), calls_per_step=2),  # noqa: E501
+    "accumulate_in_adam": Entry(zoo.accumulate_in_adam, _args(every_k=2), calls_per_step=2),
     "graft": Entry(zoo.graft, _args(magnitude=zoo.scale_by_adax(), direction=zoo.scale_by_sign_momentum()), complex_ok=False),  # noqa: E501
     "shampoo": Entry(zoo.shampoo, _args(learning_rate=1e-2, weight_decay=0.1, refresh=zoo.Refresh(every=2, start=1), roots=zoo.Roots(ridge=1e-2)), _args(learning_rate=1e-2, refresh=zoo.Refresh(every=50)), "decay", complex_ok=False),  # noqa: E501
 }

@@ -152,6 +152,44 @@ def amos(
     return np.stack(path)
 
 
+def accumulated_momentum(p, grads, k, lr, decay=0.9, nesterov=False):
+    """k gradients averaged, then a step of momentum in its averaging form."""
+    m, path = np.zeros_like(p), [p]
+    for t, eta in enumerate(_per_step(lr, grads), start=1):
+        if t % k == 0:
+            mean = np.mean(grads[t - k : t], axis=0)
+            m = decay * m + (1 - decay) * mean
+            p = p - eta * (decay * m + (1 - decay) * mean if nesterov else m)
+        path.append(p)
+    return np.stack(path)
+
+
+def accumulated_adam(p, grads, k, lr, b1=0.9, b2=0.999, eps=1e-8):
+    """Adam on the mean of k gradients and the mean of their squares, kexue.fm 8634."""
+    m, v, path = np.zeros_like(p), np.zeros_like(p), [p]
+    for t, eta in enumerate(_per_step(lr, grads), start=1):
+        if t % k == 0:
+            group = grads[t - k : t]
+            m = b1 * m + (1 - b1) * np.mean(group, axis=0)
+            v = b2 * v + (1 - b2) * np.mean(group**2, axis=0)
+            n = t // k
+            p = p - eta * (m / (1 - b1**n)) / (np.sqrt(v / (1 - b2**n)) + eps)
+        path.append(p)
+    return np.stack(path)
+
+
+def adam_stepping_every(p, grads, k, lr, b1, b2, eps):
+    """The approximation of kexue.fm 8634: Adam's moments at every gradient, a step at each k-th."""
+    m, v, path = np.zeros_like(p), np.zeros_like(p), [p]
+    for t, g in enumerate(grads, start=1):
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * g**2
+        if t % k == 0:
+            p = p - lr * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
+        path.append(p)
+    return np.stack(path)
+
+
 def _norm(x, axes):
     return np.sqrt(np.sum(x * x, axis=tuple(range(axes, x.ndim)), keepdims=True))
 

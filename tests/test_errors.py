@@ -25,6 +25,7 @@ NUMBERS: dict[str, tuple[list[Any], str]] = {
     "learning_rate": ([-1e-3, NAN, INF, "1e-3", None, True, 1j], "schedule"),
     "b1": ([-0.1, 1.0, 1.5, NAN, "0.9", None, False], "usual value is 0.9"),
     "b2": ([-0.1, 1.0, 2, NAN, [0.9]], "usual value is"),
+    "decay": ([-0.1, 1.0, NAN, None], "usual value is 0.9"),
     "eps": ([-1e-8, NAN, -INF, INF, "small"], "pass "),
     "eps_root": ([-1e-8, NAN, INF], "pass 0.0"),
     "momentum": ([-0.1, 1.0, NAN], "usual value is 0.9"),
@@ -103,6 +104,10 @@ of_bounds: Any = zoo.scale_by_dynamic_bounds
 of_layers: Any = zoo.scale_by_layerwise_trust_ratio
 scaled: Any = zoo.scale_learning_rate
 graft: Any = zoo.graft
+gathered: Any = zoo.accumulate_in_momentum
+gathered_in_adam: Any = zoo.accumulate_in_adam
+penalised: Any = zoo.gradient_penalty
+flooded: Any = zoo.flooding
 of_shampoo: Any = zoo.scale_by_shampoo
 shampoo: Any = zoo.shampoo
 blocks: Any = zoo.Blocks
@@ -609,6 +614,126 @@ CASES: dict[str, Case] = {
         lambda: graft(SGD, SGD).init({"w": jnp.ones(2, int)}),
         TypeError,
         ("params['w']", "int32", "graft"),
+    ),
+    # Accumulation.
+    "every_k_zero": (lambda: gathered(0), ValueError, ("every_k", "got 0;", "e.g. 4")),
+    "every_k_float": (lambda: gathered(4.0), TypeError, ("every_k", "4.0", "e.g. 4")),
+    "every_k_bool": (lambda: gathered_in_adam(True), TypeError, ("every_k", "True", "e.g. 4")),
+    "every_k_schedule": (lambda: gathered(schedule), TypeError, ("every_k", "schedule", "e.g. 4")),
+    "every_k_float_array": (
+        lambda: jax.jit(lambda k: init(gathered(k)))(4.0),
+        TypeError,
+        ("every_k", "float", "e.g. 4"),
+    ),
+    "every_k_vector": (
+        lambda: gathered_in_adam(jnp.array([4, 4])),
+        TypeError,
+        ("every_k", "[4, 4]", "one integer"),
+    ),
+    "gathering_nesterov": (
+        lambda: gathered(4, nesterov=1),
+        TypeError,
+        ("nesterov", "1", "static_args=('nesterov',)"),
+    ),
+    "accumulator_dtype": (
+        lambda: gathered(4, accumulator_dtype=int),
+        TypeError,
+        ("accumulator_dtype", "int", "jnp.bfloat16"),
+    ),
+    "accumulator_dtype_in_adam": (
+        lambda: gathered_in_adam(4, accumulator_dtype="float33"),
+        TypeError,
+        ("accumulator_dtype", "'float33'", "jnp.bfloat16"),
+    ),
+    "then_number": (lambda: gathered(4, then=0.1), TypeError, ("then", "0.1", "identity()")),
+    "then_factory": (
+        lambda: gathered_in_adam(4, then=optax.sgd),
+        TypeError,
+        ("then", "sgd", "identity()"),
+    ),
+    # Losses.
+    "penalised_number": (lambda: penalised(1.0, 0.1), TypeError, ("fun", "1.0", "callable")),
+    "flooded_number": (lambda: flooded(1.0, 0.1), TypeError, ("fun", "1.0", "callable")),
+    "strength_negative": (
+        lambda: penalised(jnp.sum, -0.1),
+        ValueError,
+        ("strength", "-0.1", "e.g. 0.01"),
+    ),
+    "strength_nan": (lambda: penalised(jnp.sum, NAN), ValueError, ("strength", "nan", "0.01")),
+    "strength_none": (lambda: penalised(jnp.sum, None), TypeError, ("strength", "None", "0.01")),
+    "level_nan": (lambda: flooded(jnp.sum, NAN), ValueError, ("level", "nan", "0.05")),
+    "level_inf": (lambda: flooded(jnp.sum, INF), ValueError, ("level", "inf", "0.05")),
+    "level_text": (lambda: flooded(jnp.sum, "low"), TypeError, ("level", "'low'", "0.05")),
+    "form": (
+        lambda: penalised(jnp.sum, 0.1, form="max"),
+        ValueError,
+        ("form", "'max'", "'mean', 'sum'"),
+    ),
+    "difference_zero": (
+        lambda: penalised(jnp.sum, 0.1, finite_difference=0.0),
+        ValueError,
+        ("finite_difference", "0.0", "None"),
+    ),
+    "difference_flag": (
+        lambda: penalised(jnp.sum, 0.1, finite_difference=True),
+        TypeError,
+        ("finite_difference", "True", "None"),
+    ),
+    "argnums_float": (
+        lambda: penalised(jnp.sum, 0.1, argnums=0.5),
+        TypeError,
+        ("argnums", "0.5", "pass e.g. 0"),
+    ),
+    "argnums_none_given": (
+        lambda: penalised(jnp.sum, 0.1, argnums=()),
+        TypeError,
+        ("argnums", "()", "pass e.g. 0"),
+    ),
+    "argnums_beyond": (
+        lambda: penalised(jnp.sum, 0.1, argnums=1)(jnp.ones(2)),
+        ValueError,
+        ("argnums", "(1,)", "1 positional", "by position"),
+    ),
+    "argnums_twice": (
+        lambda: penalised(jnp.vdot, 0.1, argnums=(1, -1))(jnp.ones(2), jnp.ones(2)),
+        ValueError,
+        ("argnums", "(1, -1)", "once"),
+    ),
+    "penalised_complex": (
+        lambda: penalised(lambda p: jnp.abs(p["w"]), 0.1)({"w": jnp.ones((), complex)}),
+        TypeError,
+        ("argument 0['w']", "complex64", "real"),
+    ),
+    "penalised_ints": (
+        lambda: penalised(lambda x, n: x * n, 0.1, argnums=1)(1.0, 2),
+        TypeError,
+        ("argument 1", "int32", "floating-point"),
+    ),
+    "penalised_vector": (
+        lambda: penalised(lambda x: x, 0.1)(jnp.ones(3)),
+        ValueError,
+        ("fun", "(3,)", "mean"),
+    ),
+    "flooded_vector": (
+        lambda: flooded(lambda x: x, 0.1)(jnp.ones(3)),
+        ValueError,
+        ("fun", "(3,)", "mean"),
+    ),
+    "flooded_complex": (
+        lambda: flooded(lambda x: x, 0.1)(jnp.ones((), complex)),
+        TypeError,
+        ("fun", "complex64", "jnp.abs"),
+    ),
+    "flooded_int": (lambda: flooded(len, 0.1)([1]), TypeError, ("fun", "int", "cast")),
+    "flooded_triple": (
+        lambda: flooded(lambda x: (x, x, x), 0.1)(1.0),
+        TypeError,
+        ("fun", "(1.0, 1.0, 1.0)", "pair"),
+    ),
+    "penalised_none": (
+        lambda: penalised(lambda x: None, 0.1)(1.0),
+        TypeError,
+        ("fun", "None", "pair"),
     ),
     # The plan.
     "step_seconds_zero": (

@@ -26,9 +26,10 @@ def test_every_python_block_runs():
 @pytest.mark.parametrize(("name", "bytes_per_parameter"), TABLE)
 def test_the_table_gives_the_true_state_size(name, bytes_per_parameter):
     params = jnp.zeros((1024, 512))
-    needs: dict = dict.fromkeys(("lion", "lars", "lamb", "shampoo"), (1e-3,))
-    needs["amos"] = (1e-3, lambda name, shape: 1.0)
-    tx = getattr(zoo, name)(*needs.get(name, ()))
+    usual: dict = {"learning_rate": 1e-3, "every_k": 4, "eta_fn": lambda name, shape: 1.0}
+    factory = getattr(zoo, name)
+    arguments = inspect.signature(factory).parameters.values()
+    tx = factory(*(usual[x.name] for x in arguments if x.default is x.empty))
     state = jax.eval_shape(tx.init, params)
     total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     assert round(total / params.size, 1) == float(bytes_per_parameter)
@@ -38,7 +39,8 @@ def test_the_table_has_every_optimizer():
     optimizers = {
         name
         for name in filter(str.islower, zoo.__all__)
-        if next(iter(inspect.signature(getattr(zoo, name)).parameters)) == "learning_rate"
+        if next(iter(inspect.signature(getattr(zoo, name)).parameters))
+        in ("learning_rate", "every_k")
         and not name.startswith("scale_")
     }
     assert {name for name, _ in TABLE} == optimizers
