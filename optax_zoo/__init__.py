@@ -4,6 +4,12 @@ from optax_zoo._adabound import adabound, adaboundw, amsbound
 from optax_zoo._adax import AdaxState, adax, adaxw, scale_by_adax
 from optax_zoo._blocks import Blocks
 from optax_zoo._dynamic_bounds import DynamicBoundsState, scale_by_dynamic_bounds
+from optax_zoo._exponentiated_gains import (
+    ExponentiatedGainsState,
+    egdd,
+    scale_by_exponentiated_gains,
+)
+from optax_zoo._exponentiated_gradient import ExponentiatedGradientState, exponentiated_gradient
 from optax_zoo._grafting import GraftState, graft
 from optax_zoo._inspection import inspect
 from optax_zoo._lamb import lamb
@@ -24,6 +30,8 @@ __all__ = [
     "AdaxState",
     "Blocks",
     "DynamicBoundsState",
+    "ExponentiatedGainsState",
+    "ExponentiatedGradientState",
     "GraftState",
     "InverseRootInfo",
     "LayerwiseTrustRatioState",
@@ -37,6 +45,8 @@ __all__ = [
     "adax",
     "adaxw",
     "amsbound",
+    "egdd",
+    "exponentiated_gradient",
     "graft",
     "inspect",
     "inverse_pth_root",
@@ -47,6 +57,7 @@ __all__ = [
     "plan_refresh",
     "scale_by_adax",
     "scale_by_dynamic_bounds",
+    "scale_by_exponentiated_gains",
     "scale_by_layerwise_trust_ratio",
     "scale_by_shampoo",
     "scale_by_sign_momentum",

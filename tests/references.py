@@ -11,6 +11,8 @@ Deviations from the papers, each on purpose and as the transformations document 
   AdaBound  as released: Adam's bias correction and epsilon, no division by sqrt(t), bounds that
             follow the schedule through base_lr; AdaBoundW's decay has no rate.
   AdaX      as released: epsilon joins sqrt(v), not its corrected form.
+  EGDD      as released: one scale per leaf, the rate inside the momentum, the new gain in it.
+  EG        the signed form keeps u and v.
 """
 
 import numpy as np
@@ -116,6 +118,47 @@ def adax(p, grads, lr, b1=0.9, b2=1e-4, eps=1e-12, wd=0.0, decoupled=False, pape
         root_c = np.sqrt(np.expm1(t * np.log1p(b2)))
         u = m / (np.sqrt(v) / root_c + eps) if paper_eps else root_c * m / (np.sqrt(v) + eps)
         p = p - eta * u - (eta * wd * p if decoupled else 0)
+        path.append(p)
+    return np.stack(path)
+
+
+def egdd(
+    p,
+    grads,
+    lr,
+    momentum=0.9,
+    beta=0.9,
+    gain_lr=1e-2,
+    scale_lr=1e-3,
+    use_directions=True,
+    use_signs=True,
+    gain_bounds=(1e-2, 1e2),
+    scale_bounds=(0.1, 10.0),
+):
+    """2202.00145."""
+    h, q, gain, scale, path = np.zeros_like(p), np.zeros_like(p), np.ones_like(p), 1.0, [p]
+    for t, (g, eta) in enumerate(zip(grads, _per_step(lr, grads), strict=True), start=1):
+        size = (np.linalg.norm(g) + 1e-10) * (np.linalg.norm(h) + 1e-10) if use_directions else 1.0
+        scale = np.clip(scale * np.exp(scale_lr * np.sum(g * h) / size), *scale_bounds)
+        product = np.sign(g * q) if use_signs else g * q / (1 - beta ** max(t - 1, 1))
+        gain = np.clip(gain * np.exp(gain_lr * product), *gain_bounds)
+        h = momentum * h + eta * gain * g
+        q = beta * q + (1 - beta) * g
+        p = p - scale * h
+        path.append(p)
+    return np.stack(path)
+
+
+def exponentiated_gradient(p, grads, lr, domain, axis=None, wd=0.0):
+    """Kivinen and Warmuth's EG and EG+-."""
+    u, v, path = np.maximum(p, 0) + 0.5, np.maximum(-p, 0) + 0.5, [p]
+    for g, eta in zip(grads, _per_step(lr, grads), strict=True):
+        if domain == "signed":
+            u, v = u * np.exp(-eta * (g + wd)), v * np.exp(-eta * (-g + wd))
+            p = u - v
+        else:
+            p = p * np.exp(-eta * (g + wd))
+            p = p / p.sum(axis, keepdims=True) if domain == "simplex" else p
         path.append(p)
     return np.stack(path)
 
