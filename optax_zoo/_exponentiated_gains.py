@@ -62,12 +62,13 @@ def scale_by_exponentiated_gains(
     an exponentiated gradient step on the loss as a function of the step size. Released code: the
     norms have 1e-10 added, and the learning rate sits inside the momentum.
 
-    As a gain needs :math:`\log(k)/\gamma_\nu` consistent steps to grow by k, 230 for a factor 10,
-    short runs with a learning rate that is far off want a larger `gain_lr`.
+    A gain needs :math:`\log(k)/\gamma_\nu` consistent steps to grow by k, 230 for a factor 10.
+    Give it directions without momentum and keep the momentum here, as below: smoothed directions
+    rarely change their sign, and gains behind them grow where they should not.
 
     Args:
       learning_rate: :math:`\eta_t`, a number or a schedule; 1 leaves it to a later link.
-      momentum: :math:`\mu`, in [0, 1); 0 behind an optimizer that has its own.
+      momentum: :math:`\mu`, in [0, 1).
       beta: :math:`\beta`, the decay of the average of the incoming updates, in [0, 1).
       gain_lr: :math:`\gamma_\nu`, the rate of the gains' exponents.
       scale_lr: :math:`\gamma_s`, the rate of the scales' exponents.
@@ -87,12 +88,12 @@ def scale_by_exponentiated_gains(
         floating-point.
 
     Examples:
-      Behind RMSProp's direction:
+      Adam at the learning rate 1e-3, its momentum (and the 1 − 0.9 of it) moved into the link:
 
       >>> import jax.numpy as jnp, optax, optax_zoo as zoo
       >>> tx = optax.chain(
-      ...     optax.scale_by_rms(),
-      ...     zoo.scale_by_exponentiated_gains(gain_lr=0.1),
+      ...     optax.scale_by_adam(b1=0.0),
+      ...     zoo.scale_by_exponentiated_gains(0.1, momentum=0.9, gain_lr=0.1),
       ...     optax.scale_by_learning_rate(1e-3),
       ... )
       >>> state = tx.init(jnp.zeros(2))

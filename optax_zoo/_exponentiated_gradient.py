@@ -228,6 +228,6 @@ def _check_domain(params: Any, domain: str, axis: int | None) -> None:
             # Entries that were rounded to their dtype, or given with a few decimals.
             if not abs(worst - 1) <= max(1e-3, 2 * float(jnp.finfo(leaf.dtype).eps)):
                 raise ValueError(
-                    f"{name} must sum to 1 along axis {axis}, got the sum {worst:.6g}; divide by it, "
-                    "e.g. with jax.nn.softmax, or pass the axis that sums to 1"
+                    f"{name} must sum to 1 along axis {axis}, got the sum {worst:.6g}; divide by "
+                    "it, e.g. with jax.nn.softmax, or pass the axis that sums to 1"
                 )

@@ -26,8 +26,9 @@ def test_every_python_block_runs():
 @pytest.mark.parametrize(("name", "bytes_per_parameter"), TABLE)
 def test_the_table_gives_the_true_state_size(name, bytes_per_parameter):
     params = jnp.zeros((1024, 512))
-    needs_rate = name in ("lion", "lars", "lamb", "shampoo")
-    tx = getattr(zoo, name)(1e-3) if needs_rate else getattr(zoo, name)()
+    factory = getattr(zoo, name)
+    rate = inspect.signature(factory).parameters["learning_rate"]
+    tx = factory(1e-3) if rate.default is rate.empty else factory()
     state = jax.eval_shape(tx.init, params)
     total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     assert round(total / params.size, 1) == float(bytes_per_parameter)
