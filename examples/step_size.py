@@ -160,7 +160,7 @@ def initial(key: jax.Array) -> list[dict[str, jax.Array]]:
     ]
 
 
-def logits(params: Sequence[Mapping[str, jax.Array]], x: jax.Array) -> jax.Array:
+def logits(params: Any, x: jax.Array) -> jax.Array:
     for layer in params[:-1]:
         x = jax.nn.relu(x @ layer["w"] + layer["b"][None])
     return x @ params[-1]["w"] + params[-1]["b"][None]

@@ -124,8 +124,8 @@ def exponentiated_gradient(
     def update(updates, state, params=None, **extra_args):
         del extra_args
         _checks.require_params(params, who="exponentiated_gradient")
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
-        decay = weight_decay(state.count) if callable(weight_decay) else weight_decay
+        rate: Any = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        decay: Any = weight_decay(state.count) if callable(weight_decay) else weight_decay
 
         def additive(g, p, beta=None):
             theta = jnp.asarray(p, jnp.promote_types(_moments.wide_dtype(p), g.dtype))

@@ -57,8 +57,9 @@ def _args(**arguments: Any) -> dict[str, Any]:
 
 
 # fmt: off
-# One line each; scale_by_shampoo is held to them within shampoo. Rosenbrock's valley, one of
-# Optax's problems, wants AdaBound's final_lr small and EGDD's gains bounded.
+# One line each; scale_by_shampoo is held to them within shampoo, scale_by_exponentiated_gains
+# within egdd. Rosenbrock's valley, one of Optax's problems, wants AdaBound's final_lr small and
+# EGDD's gains bounded.
 TABLE: dict[str, Entry] = {
     "scale_by_sign_momentum": Entry(zoo.scale_by_sign_momentum, complex_ok=False),
     "lion": Entry(zoo.lion, _args(learning_rate=1e-2), _args(learning_rate=1e-2, weight_decay=1e-4), "decay", complex_ok=False),  # noqa: E501
@@ -73,7 +74,6 @@ TABLE: dict[str, Entry] = {
     "adax": Entry(zoo.adax, {}, _args(learning_rate=1e-2, weight_decay=0.0), "decay"),
     "adaxw": Entry(zoo.adaxw, {}, _args(learning_rate=1e-2, weight_decay=0.0), "decay"),
     "exponentiated_gradient": Entry(zoo.exponentiated_gradient, _args(learning_rate=1e-2, domain="signed", weight_decay=0.1), _args(learning_rate=1e-3, domain="signed"), "always", complex_ok=False),  # noqa: E501
-    "scale_by_exponentiated_gains": Entry(zoo.scale_by_exponentiated_gains, _args(scope="global"), complex_ok=False),  # noqa: E501
     "egdd": Entry(zoo.egdd, _args(learning_rate=1e-2), _args(learning_rate=2e-4, gain_bounds=(1e-2, 1.0), scale_bounds=(0.1, 1.0)), complex_ok=False),  # noqa: E501
     "graft": Entry(zoo.graft, _args(magnitude=zoo.scale_by_adax(), direction=zoo.scale_by_sign_momentum()), complex_ok=False),  # noqa: E501
     "shampoo": Entry(zoo.shampoo, _args(learning_rate=1e-2, weight_decay=0.1, refresh=zoo.Refresh(every=2, start=1), roots=zoo.Roots(ridge=1e-2)), _args(learning_rate=1e-2, refresh=zoo.Refresh(every=50)), "decay", complex_ok=False),  # noqa: E501

@@ -16,9 +16,9 @@ exponentiated: Any = zoo.exponentiated_gradient
 DTYPES = ["float32", "bfloat16", "float16"]
 
 
-def applied(tx, params, grads):
+def applied(tx: Any, params: Any, grads: Any) -> Any:
     """The parameters after one step."""
-    # Traced, the values of the parameters are not looked at.
+    # Inside jit the values of the parameters are not looked at.
     state = jax.jit(tx.init)(params)
     return optax.apply_updates(params, tx.update(grads, state, params)[0])
 
@@ -38,15 +38,18 @@ def gradients(dtype, seed=1, size=2000):
 
 
 @pytest.mark.parametrize("domain", ["positive", "simplex"])
-@pytest.mark.parametrize("grads_dtype", DTYPES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "grads_dtype"),
+    [(d, d) for d in DTYPES]
+    + [("float32", "bfloat16"), ("float32", "float16"), ("float16", "float32")],
+)
 def test_rounding_keeps_positive_numbers_positive_and_zeros_zero(dtype, grads_dtype, domain):
     params = numbers(dtype)
     if domain == "simplex":
         params = jnp.asarray(np.exp(-np.linspace(0, 80 if dtype != "float16" else 9, 2000)), dtype)
     params = params.at[7].set(0)
     tx = exponentiated(0.5, domain=domain)
-    for seed in range(3):
+    for seed in range(2):
         params = applied(tx, params, gradients(grads_dtype, seed))
         found = np.asarray(params).astype(float)
         assert params.dtype == dtype
@@ -112,7 +115,7 @@ def test_small_signed_weights_descend_at_the_rate_times_beta():
 def test_a_weight_of_either_sign_can_change_it():
     tx = exponentiated(0.1, domain="signed")
     loss = lambda w: jnp.sum((w - jnp.array([-2.0, 3.0])) ** 2)  # noqa: E731
-    path = jnp.array([1.0, -1.0])
+    path: Any = jnp.array([1.0, -1.0])
     grads = jax.jit(jax.grad(loss))
     state = tx.init(path)
     for _ in range(100):
