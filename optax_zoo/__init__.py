@@ -11,6 +11,12 @@ from optax_zoo._adax import AdaxState, adax, adaxw, scale_by_adax
 from optax_zoo._amos import AmosState, amos, scale_by_amos
 from optax_zoo._blocks import Blocks
 from optax_zoo._dynamic_bounds import DynamicBoundsState, scale_by_dynamic_bounds
+from optax_zoo._exponentiated_gains import (
+    ExponentiatedGainsState,
+    egdd,
+    scale_by_exponentiated_gains,
+)
+from optax_zoo._exponentiated_gradient import ExponentiatedGradientState, exponentiated_gradient
 from optax_zoo._grafting import GraftState, graft
 from optax_zoo._inspection import inspect
 from optax_zoo._lamb import lamb
@@ -41,6 +47,8 @@ __all__ = [
     "AmosState",
     "Blocks",
     "DynamicBoundsState",
+    "ExponentiatedGainsState",
+    "ExponentiatedGradientState",
     "GraftState",
     "InverseRootInfo",
     "LayerwiseTrustRatioState",
@@ -58,6 +66,8 @@ __all__ = [
     "adaxw",
     "amos",
     "amsbound",
+    "egdd",
+    "exponentiated_gradient",
     "flax_scales",
     "flax_slots",
     "flooding",
@@ -74,6 +84,7 @@ __all__ = [
     "scale_by_adax",
     "scale_by_amos",
     "scale_by_dynamic_bounds",
+    "scale_by_exponentiated_gains",
     "scale_by_layerwise_trust_ratio",
     "scale_by_shampoo",
     "scale_by_sign_momentum",

@@ -86,8 +86,9 @@ def _columns(name: Any, shape: Any) -> tuple[int, ...]:
 
 
 # fmt: off
-# One line each; scale_by_shampoo is held to them within shampoo, scale_by_amos within amos.
-# Rosenbrock's valley, one of Optax's problems, wants AdaBound's final_lr small.
+# One line each; scale_by_shampoo is held to them within shampoo, scale_by_amos within amos,
+# scale_by_exponentiated_gains within egdd. Rosenbrock's valley, one of Optax's problems, wants
+# AdaBound's final_lr small and EGDD's gains bounded.
 TABLE: dict[str, Entry] = {
     "scale_by_sign_momentum": Entry(zoo.scale_by_sign_momentum, complex_ok=False),
     "lion": Entry(zoo.lion, _args(learning_rate=1e-2), _args(learning_rate=1e-2, weight_decay=1e-4), "decay", complex_ok=False),  # noqa: E501
@@ -104,6 +105,8 @@ TABLE: dict[str, Entry] = {
     "amos": Entry(_given(zoo.amos, eta_fn=_eta, shape_fn=_columns), _args(learning_rate=1e-2, momentum=0.9), _args(learning_rate=0.1), "always", first_step=1),  # noqa: E501
     "accumulate_in_momentum": Entry(zoo.accumulate_in_momentum, _args(every_k=2, nesterov=True, then=optax.scale_by_learning_rate(lambda count: 0.5 / (1 + count))), _args(every_k=2, then=optax.scale_by_learning_rate(1e-2)), calls_per_step=2),  # noqa: E501
     "accumulate_in_adam": Entry(zoo.accumulate_in_adam, _args(every_k=2), calls_per_step=2),
+    "exponentiated_gradient": Entry(zoo.exponentiated_gradient, _args(learning_rate=1e-2, domain="signed", weight_decay=0.1), _args(learning_rate=1e-3, domain="signed"), "always", complex_ok=False),  # noqa: E501
+    "egdd": Entry(zoo.egdd, _args(learning_rate=1e-2), _args(learning_rate=2e-4, gain_bounds=(1e-2, 1.0), scale_bounds=(0.1, 1.0)), complex_ok=False),  # noqa: E501
     "graft": Entry(zoo.graft, _args(magnitude=zoo.scale_by_adax(), direction=zoo.scale_by_sign_momentum()), complex_ok=False),  # noqa: E501
     "shampoo": Entry(zoo.shampoo, _args(learning_rate=1e-2, weight_decay=0.1, refresh=zoo.Refresh(every=2, start=1), roots=zoo.Roots(ridge=1e-2)), _args(learning_rate=1e-2, refresh=zoo.Refresh(every=50)), "decay", complex_ok=False),  # noqa: E501
 }

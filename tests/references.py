@@ -12,6 +12,8 @@ Deviations from the papers, each on purpose and as the transformations document 
             follow the schedule through base_lr; AdaBoundW's decay has no rate.
   AdaX      as released: epsilon joins sqrt(v), not its corrected form.
   Amos      as released: the maximum of v and 2**-125; momentum is an average of the steps.
+  EGDD      as released: one scale per leaf, the rate inside the momentum, the new gain in it.
+  EG        the signed form keeps u and v.
 """
 
 import numpy as np
@@ -152,6 +154,33 @@ def amos(
     return np.stack(path)
 
 
+def egdd(
+    p,
+    grads,
+    lr,
+    momentum=0.9,
+    beta=0.9,
+    gain_lr=1e-2,
+    scale_lr=1e-3,
+    use_directions=True,
+    use_signs=True,
+    gain_bounds=(1e-2, 1e2),
+    scale_bounds=(0.1, 10.0),
+):
+    """2202.00145."""
+    h, q, gain, scale, path = np.zeros_like(p), np.zeros_like(p), np.ones_like(p), 1.0, [p]
+    for t, (g, eta) in enumerate(zip(grads, _per_step(lr, grads), strict=True), start=1):
+        size = (np.linalg.norm(g) + 1e-10) * (np.linalg.norm(h) + 1e-10) if use_directions else 1.0
+        scale = np.clip(scale * np.exp(scale_lr * np.sum(g * h) / size), *scale_bounds)
+        product = np.sign(g * q) if use_signs else g * q / (1 - beta ** max(t - 1, 1))
+        gain = np.clip(gain * np.exp(gain_lr * product), *gain_bounds)
+        h = momentum * h + eta * gain * g
+        q = beta * q + (1 - beta) * g
+        p = p - scale * h
+        path.append(p)
+    return np.stack(path)
+
+
 def accumulated_momentum(p, grads, k, lr, decay=0.9, nesterov=False):
     """k gradients averaged, then a step of momentum in its averaging form."""
     m, path = np.zeros_like(p), [p]
@@ -186,6 +215,20 @@ def adam_stepping_every(p, grads, k, lr, b1, b2, eps):
         v = b2 * v + (1 - b2) * g**2
         if t % k == 0:
             p = p - lr * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
+        path.append(p)
+    return np.stack(path)
+
+
+def exponentiated_gradient(p, grads, lr, domain, axis=None, wd=0.0):
+    """Kivinen and Warmuth's EG and EG+-."""
+    u, v, path = np.maximum(p, 0) + 0.5, np.maximum(-p, 0) + 0.5, [p]
+    for g, eta in zip(grads, _per_step(lr, grads), strict=True):
+        if domain == "signed":
+            u, v = u * np.exp(-eta * (g + wd)), v * np.exp(-eta * (-g + wd))
+            p = u - v
+        else:
+            p = p * np.exp(-eta * (g + wd))
+            p = p / p.sum(axis, keepdims=True) if domain == "simplex" else p
         path.append(p)
     return np.stack(path)
 

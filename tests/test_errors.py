@@ -33,12 +33,14 @@ NUMBERS: dict[str, tuple[list[Any], str]] = {
     "final_lr": ([0.0, -0.1, NAN, INF, None], "pass e.g. 0.1"),
     "base_lr": ([0.0, -0.1, NAN, INF, "peak"], "pass the schedule's peak"),
     "gamma": ([0.0, -1e-3, NAN, INF], "pass e.g. 1e-3"),
-    "beta": ([-0.1, 1.0, NAN, "0.9", None], "usual value is 0.999"),
     "extra_l2": ([-0.1, NAN, INF, None], "pass 0.0"),
     "c_coef": ([-0.1, NAN, INF, None], "usual value is 0.25"),
     "d_coef": ([-0.1, NAN, INF, None], "usual value is 0.25"),
     "clip_value": ([0.0, -1.0, NAN, "1"], "pass e.g. 1.0, or None"),
     "weight_decay": ([-1e-4, NAN, INF, "0.1", None], "schedule"),
+    "beta": ([-0.1, 1.0, NAN, "0.9", None], "usual value is 0.9"),
+    "gain_lr": ([-1e-3, NAN, INF, "1e-2"], "usual value is 1e-2"),
+    "scale_lr": ([-1e-3, NAN, INF, None], "usual value is 1e-3"),
 }
 # The second moment of AdaX grows: its b2 is another number. That of Shampoo may be a sum.
 ADAX_B2 = ([0.0, -1e-4, 1.0, NAN], "not Adam's b2")
@@ -115,6 +117,9 @@ refresh: Any = zoo.Refresh
 roots: Any = zoo.Roots
 root_of: Any = zoo.inverse_pth_root
 planned: Any = zoo.plan_refresh
+exponentiated: Any = zoo.exponentiated_gradient
+of_gains: Any = zoo.scale_by_exponentiated_gains
+egdd: Any = zoo.egdd
 SGD = optax.identity()
 
 
@@ -763,6 +768,63 @@ CASES: dict[str, Case] = {
         lambda: planned(PARAMS, 0.1, blocks=512),
         TypeError,
         ("blocks", "512", "Blocks()"),
+    ),
+    # Exponentiated gradients and gains.
+    "domain": (
+        lambda: exponentiated(0.1, domain="negative"),
+        ValueError,
+        ("domain", "'negative'", "'positive', 'simplex', 'signed'"),
+    ),
+    "axis_float": (
+        lambda: exponentiated(0.1, domain="simplex", axis=1.0),
+        TypeError,
+        ("axis must", "1.0", "sums to 1"),
+    ),
+    "axis_traced": (
+        lambda: init(optax.inject_hyperparams(exponentiated)(0.1, domain="simplex", axis=0)),
+        TypeError,
+        ("axis must", "static_args=('axis',)"),
+    ),
+    "axis_without_simplex": (
+        lambda: exponentiated(0.1, axis=0),
+        ValueError,
+        ("axis is 0", "domain='positive'", "leave it out"),
+    ),
+    "exponentiated_without_params": (
+        lambda: update(exponentiated(0.1)),
+        ValueError,
+        ("params is None", "exponentiated_gradient", "update(gradients, state, params)"),
+    ),
+    "scope": (lambda: egdd(0.1, scope="tree"), ValueError, ("scope", "'tree'", "'leaf', 'global'")),
+    "use_signs": (
+        lambda: egdd(0.1, use_signs=1),
+        TypeError,
+        ("use_signs", "1", "static_args=('use_signs',)"),
+    ),
+    "use_directions": (
+        lambda: of_gains(use_directions=None),
+        TypeError,
+        ("use_directions", "None", "True or False"),
+    ),
+    "gain_bounds_number": (
+        lambda: egdd(0.1, gain_bounds=100.0),
+        ValueError,
+        ("gain_bounds", "100.0", "pair", "0 < lo <= 1 <= hi"),
+    ),
+    "gain_bounds_zero": (
+        lambda: of_gains(gain_bounds=(0.0, 2.0)),
+        ValueError,
+        ("gain_bounds", "0.0", "0 < lo"),
+    ),
+    "scale_bounds_without_one": (
+        lambda: egdd(0.1, scale_bounds=(2.0, 10.0)),
+        ValueError,
+        ("scale_bounds", "(2.0, 10.0)", "starts at 1"),
+    ),
+    "scale_bounds_inf": (
+        lambda: egdd(0.1, scale_bounds=(0.5, INF)),
+        ValueError,
+        ("scale_bounds", "inf", "lo <= 1"),
     ),
     # A report needs numbers.
     "inspect_in_jit": (
