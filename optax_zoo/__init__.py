@@ -5,18 +5,21 @@ from optax_zoo._adax import AdaxState, adax, adaxw, scale_by_adax
 from optax_zoo._blocks import Blocks
 from optax_zoo._dynamic_bounds import DynamicBoundsState, scale_by_dynamic_bounds
 from optax_zoo._grafting import GraftState, graft
+from optax_zoo._guided_search import guided_search
 from optax_zoo._inspection import inspect
 from optax_zoo._lamb import lamb
 from optax_zoo._large_batch import large_batch_schedule, scale_learning_rate
 from optax_zoo._lars import lars
 from optax_zoo._layerwise import LayerwiseTrustRatioState, scale_by_layerwise_trust_ratio
 from optax_zoo._matrix_roots import InverseRootInfo, inverse_pth_root
+from optax_zoo._policy_gradient import policy_gradient
 from optax_zoo._shampoo._assembled import shampoo
 from optax_zoo._shampoo._planning import RefreshPlan, plan_refresh
 from optax_zoo._shampoo._roots import Roots
 from optax_zoo._shampoo._schedule import Refresh
 from optax_zoo._shampoo._transformation import ShampooState, scale_by_shampoo
 from optax_zoo._sign_momentum import SignMomentumState, lion, scale_by_sign_momentum
+from optax_zoo._zeroth_order import zeroth_order_grad
 
 __version__ = "0.1.0"
 
@@ -38,6 +41,7 @@ __all__ = [
     "adaxw",
     "amsbound",
     "graft",
+    "guided_search",
     "inspect",
     "inverse_pth_root",
     "lamb",
@@ -45,6 +49,7 @@ __all__ = [
     "lars",
     "lion",
     "plan_refresh",
+    "policy_gradient",
     "scale_by_adax",
     "scale_by_dynamic_bounds",
     "scale_by_layerwise_trust_ratio",
@@ -52,4 +57,5 @@ __all__ = [
     "scale_by_sign_momentum",
     "scale_learning_rate",
     "shampoo",
+    "zeroth_order_grad",
 ]

@@ -25,6 +25,7 @@ NUMERICS = {
     "_matrix_roots",
     "_minimax",
     "_moments",
+    "_sampling",
     "_triangles",
 }
 
