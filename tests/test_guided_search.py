@@ -69,10 +69,8 @@ def brute_force(x, points, losses, *, alpha, scales, mix, shift):
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"alpha": 0.5, "sigma": 0.4, "mix": 0.3, "num_samples": 5},
         {"alpha": 3.0, "sigma": {"w": 0.5, "b": 0.2}, "step": 2.0, "clip_norm": None},
-        {"alpha": 2.0, "sigma": "uniform", "clip_norm": 3.0, "batch_size": 3},
-        {"alpha": 2.0, "mix": 1.0},
+        {"alpha": 2.0, "sigma": "uniform", "clip_norm": 3.0, "mix": 0.7, "num_samples": 5},
     ],
     ids=str,
 )
@@ -187,12 +185,9 @@ def test_candidates_without_a_finite_loss_weigh_nothing():
     assert none.tolist() == [0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("sigma", [1.0, "uniform"])
-def test_a_surrogate_without_slope_still_searches(sigma):
-    estimate = zoo.guided_search(lambda x: 0.0 * square(x), square, alpha=1.0, sigma=sigma)
-    _, grads = estimate(X, jax.random.key(0))
-    assert_finite(grads)
-    assert any(leaf.any() for leaf in jax.tree.leaves(grads)) == (sigma == 1.0)
+def test_uniform_noise_of_a_surrogate_without_slope_stays_where_it_is():
+    estimate = zoo.guided_search(lambda x: 0.0 * x, jnp.square, alpha=1.0, sigma="uniform")
+    assert jax.jit(estimate)(jnp.ones(()), jax.random.key(0)) == (1.0, 0.0)
 
 
 def test_sigma_must_fit_the_parameters():

@@ -84,7 +84,6 @@ UNBIASED = [
     ("forward", None),
     ("antithetic", None),
     ("score", None),
-    ("score", 7.0),
     ("score", "leave_one_out"),
 ]
 
@@ -111,7 +110,6 @@ def spread(*arguments):
 
 def test_antithetic_estimates_and_baselines_vary_less():
     assert spread("score", "leave_one_out") < spread("score") / 3
-    assert spread("score", 7.0) < spread("score") / 3
     assert spread("antithetic") < 0.8 * spread("forward")
 
 
@@ -173,4 +171,4 @@ def test_the_samples_are_not_all_in_memory_at_once():
         )
         compiled = jax.jit(estimate).lower(params, jax.random.key(0)).compile()
         temporaries[batch_size] = compiled.memory_analysis().temp_size_in_bytes
-    assert temporaries[4] < 16 * params.nbytes < temporaries[None]
+    assert temporaries[4] < temporaries[None] / 4
