@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 from test_golden import recording, settings
 
 import optax_zoo as zoo
@@ -83,13 +84,13 @@ def test_the_step_agrees_with_brute_force(arguments, x64):
             seen.append(np.array(flat))
             return np.abs(np.floor(4 * flat)).sum()
 
-        flat = jax.flatten_util.ravel_pytree(x)[0]
+        flat = ravel_pytree(x)[0]
         return jax.pure_callback(
             host, jax.ShapeDtypeStruct((), flat.dtype), flat, vmap_method="sequential"
         )
 
     value, grads = jax.jit(zoo.guided_search(square, objective, **arguments))(x, jax.random.key(5))
-    flat = jax.flatten_util.ravel_pytree(x)[0]
+    flat = ravel_pytree(x)[0]
     points = np.stack([point for point in seen if np.any(point != flat)])
     assert len(points) == arguments.get("num_samples", 4)
     gradient = jax.grad(square)(x)
@@ -99,7 +100,7 @@ def test_the_step_agrees_with_brute_force(arguments, x64):
     if sigma == "uniform":
         sigma = jax.tree.map(lambda g: float(jnp.abs(g).mean()), gradient)
     scales = jax.tree.map(lambda s, leaf: jnp.full_like(leaf, s), jax.tree.broadcast(sigma, x), x)
-    ravel = jax.flatten_util.ravel_pytree
+    ravel = ravel_pytree
     expected = brute_force(
         np.asarray(flat),
         points,

@@ -1,6 +1,7 @@
 """Zeroth-order estimates: recordings, closed forms of the smoothed gradient, ranks."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -170,5 +171,6 @@ def test_the_samples_are_not_all_in_memory_at_once():
             lambda x: (x * x).sum(), sigma=0.1, num_samples=64, batch_size=batch_size
         )
         compiled = jax.jit(estimate).lower(params, jax.random.key(0)).compile()
-        temporaries[batch_size] = compiled.memory_analysis().temp_size_in_bytes
+        analysis: Any = compiled.memory_analysis()
+        temporaries[batch_size] = analysis.temp_size_in_bytes
     assert temporaries[4] < temporaries[None] / 4
