@@ -230,10 +230,10 @@ def length(settings: Settings) -> int:
 
 def draw(curves: Mapping[str, np.ndarray], settings: Settings, path: Path) -> None:
     """Error over steps, a line for the mean of the seeds and a band from the best to the worst."""
-    figure = Figure(figsize=(9, 5.5), dpi=130, layout="constrained")
+    figure = Figure(figsize=(9, 6), dpi=110, layout="constrained")
     axes = figure.add_subplot(xlabel="training step", yscale="log")
     axes.set_title(
-        "Learning handwritten digits from the accuracy alone, which has no gradient\n", fontsize=13
+        "Training a digit classifier on its accuracy, which has no gradient\n", fontsize=13
     )
     axes.text(
         0.5,
@@ -253,7 +253,7 @@ def draw(curves: Mapping[str, np.ndarray], settings: Settings, path: Path) -> No
         label = f"{name}\n    {WAYS[name].asks(settings)} per step, ends at {last:.1f} %"
         axes.plot(steps, errors.mean(0), color=colour, label=label)
         axes.fill_between(steps, errors.min(0), errors.max(0), color=colour, alpha=0.15, lw=0)
-    axes.legend(frameon=False, loc="upper right", fontsize=9)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=9.5)
     axes.yaxis.set_major_locator(FixedLocator([1, 2, 3, 5, 10, 20, 30, 50, 100]))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g} %"))
     axes.minorticks_off()
