@@ -18,6 +18,7 @@ from optax_zoo._exponentiated_gains import (
 )
 from optax_zoo._exponentiated_gradient import ExponentiatedGradientState, exponentiated_gradient
 from optax_zoo._grafting import GraftState, graft
+from optax_zoo._guided_search import guided_search
 from optax_zoo._inspection import inspect
 from optax_zoo._lamb import lamb
 from optax_zoo._large_batch import large_batch_schedule, scale_learning_rate
@@ -31,12 +32,14 @@ from optax_zoo._model_scale import (
     flax_slots,
     model_scale_schedules,
 )
+from optax_zoo._policy_gradient import policy_gradient
 from optax_zoo._shampoo._assembled import shampoo
 from optax_zoo._shampoo._planning import RefreshPlan, plan_refresh
 from optax_zoo._shampoo._roots import Roots
 from optax_zoo._shampoo._schedule import Refresh
 from optax_zoo._shampoo._transformation import ShampooState, scale_by_shampoo
 from optax_zoo._sign_momentum import SignMomentumState, lion, scale_by_sign_momentum
+from optax_zoo._zeroth_order import zeroth_order_grad
 
 __version__ = "0.1.0"
 
@@ -73,6 +76,7 @@ __all__ = [
     "flooding",
     "gradient_penalty",
     "graft",
+    "guided_search",
     "inspect",
     "inverse_pth_root",
     "lamb",
@@ -81,6 +85,7 @@ __all__ = [
     "lion",
     "model_scale_schedules",
     "plan_refresh",
+    "policy_gradient",
     "scale_by_adax",
     "scale_by_amos",
     "scale_by_dynamic_bounds",
@@ -90,4 +95,5 @@ __all__ = [
     "scale_by_sign_momentum",
     "scale_learning_rate",
     "shampoo",
+    "zeroth_order_grad",
 ]

@@ -27,6 +27,7 @@ def check_number(
     above: float | None = None,
     at_least: float | None = None,
     below: float | None = None,
+    at_most: float | None = None,
     finite: bool = True,
     remedy: str,
 ) -> None:
@@ -49,6 +50,7 @@ def check_number(
         f"> {above}": above is not None and value <= above,
         f">= {at_least}": at_least is not None and value < at_least,
         f"< {below}": below is not None and value >= below,
+        f"<= {at_most}": at_most is not None and value > at_most,
         "a number": math.isnan(value),
     }
     broken = [limit for limit, exceeded in limits.items() if exceeded]
@@ -121,16 +123,20 @@ def check_dtype(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a floating-point dtype or None, got {value!r}; {remedy}")
 
 
-def check_params(params: Any, *, who: str, complex_remedy: str | None = None) -> None:
+def check_params(
+    params: Any,
+    *,
+    who: str,
+    remedy: str = "leave it out with optax.masked or optax.partition, or cast it",
+    complex_remedy: str | None = None,
+) -> None:
     """Raises if a leaf is an integer or bool or, given a `complex_remedy`, if it is complex."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         dtype = jnp.result_type(leaf)
         name = f"params{jax.tree_util.keystr(path)}"
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(
-                f"{name} has dtype {dtype}, and {who} updates only "
-                "floating-point arrays; leave it out with optax.masked or optax.partition, or "
-                "cast it"
+                f"{name} has dtype {dtype}, and {who} updates only floating-point arrays; {remedy}"
             )
         if complex_remedy is not None and jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(

@@ -219,8 +219,8 @@ def _check_domain(params: Any, domain: str, axis: int | None) -> None:
         least = values.min()
         if not least >= 0 or not values.any():
             raise ValueError(
-                f'{name} must be > 0, got {least}; start inside the domain "{domain}" (a 0 stays 0: '
-                'beside others it is taken for a weight that is out), or use domain="signed"'
+                f'{name} must be > 0, got {least}; start inside the domain "{domain}" (a 0 stays '
+                '0: beside others it is taken for a weight that is out), or use domain="signed"'
             )
         if domain == "simplex":
             sums = values.sum(axis)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_zoo import _sampling
+
 SHAPES = {"w": (3, 4), "b": (4,)}
 
 
@@ -161,3 +163,25 @@ def parameter_leaves(tx: optax.GradientTransformation, state: Any) -> list[jax.A
     found = []
     optax.tree.map_params(tx, found.append, state)
     return found
+
+
+def assert_unbiased(estimates: Any, expected: Any) -> None:
+    """The mean over the first axis lies within five standard errors of `expected`."""
+    estimates = np.asarray(estimates, float)
+    error = estimates.std(0, ddof=1) / np.sqrt(len(estimates))
+    assert np.all(error > 0)
+    np.testing.assert_array_less(np.abs(estimates.mean(0) - expected), 5 * error)
+
+
+def place_among(keys: jax.Array, key: jax.Array) -> jax.Array:
+    """The index of `key` in `keys`."""
+    table = jax.random.key_data(keys)
+    return jnp.argmax((table == jax.random.key_data(key)[None]).all(-1))
+
+
+def replay(monkeypatch: Any, keys: jax.Array, noise: Any) -> None:
+    """Lets the estimators' noise of the i-th of `keys` be the i-th row of `noise`."""
+    rows = jnp.asarray(noise)
+    monkeypatch.setattr(
+        _sampling, "standard_normal", lambda key, tree: rows[place_among(keys, key)]
+    )

@@ -26,6 +26,7 @@ NUMERICS = {
     "_minimax",
     "_model_scale",
     "_moments",
+    "_sampling",
     "_triangles",
 }
 
