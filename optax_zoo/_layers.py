@@ -99,5 +99,10 @@ def joined_norms(norms: jax.Array, owner: np.ndarray) -> jax.Array:
 
 def norms(x: jax.Array, layer_axes: int) -> jax.Array:
     """|x| of each layer slice, shaped to broadcast against `x`, with gradient 0 at 0."""
+    return _moments.root(squared_norms(x, layer_axes))
+
+
+def squared_norms(x: jax.Array, layer_axes: int) -> jax.Array:
+    """|x|² of each layer slice, shaped to broadcast against `x`."""
     axes = tuple(range(layer_axes, x.ndim))
-    return _moments.root(jnp.sum(_moments.abs_sq(x), axis=axes, keepdims=True))
+    return jnp.sum(_moments.abs_sq(x), axis=axes, keepdims=True)

@@ -8,17 +8,17 @@ import optax
 
 
 def test_it_tunes_scales_and_draws(tmp_path):
-    arguments = ["--tasks", "digits", "--optimizers", "lamb", "--multiples", "1", "4"]
+    arguments = ["--tasks", "text", "--optimizers", "lamb", "--multiples", "1", "4"]
     assert (
-        large_batch.main([*arguments, "--seeds", "1", "--share", "0.1", "--out", str(tmp_path)])
+        large_batch.main([*arguments, "--seeds", "1", "--share", "0.02", "--out", str(tmp_path)])
         == 0
     )
     results = json.loads((tmp_path / "results.json").read_text())
-    errors = results["digits"]["lamb"]["errors"]
+    errors = results["text"]["lamb"]["errors"]
     assert set(errors) == {"linear", "sqrt"}
     assert errors["linear"]["1"] == errors["sqrt"]["1"]
     assert errors["linear"]["4"] != errors["sqrt"]["4"]
-    assert errors["linear"]["1"][0] < 20  # chance is 90
+    assert errors["linear"]["1"][0] < 7  # bits per byte; chance is 8
     assert (tmp_path / "large_batch.png").stat().st_size > 5_000
 
 

@@ -190,8 +190,9 @@ def scale_by_shampoo(
 
         if ways and graft_to is not None:
             # Adam's updates are near 1 in size, others' may be anything.
-            norm_of = _layers.safe_norms if other else _layers.norms
-            u_norms = jnp.concatenate([norm_of(sizes[i], axes[i]).reshape(-1) for i in ways])
+            size_of = _layers.safe_norms if other else _layers.squared_norms
+            u_norms = jnp.concatenate([size_of(sizes[i], axes[i]).reshape(-1) for i in ways])
+            u_norms = u_norms if other else _moments.root(u_norms)
             d_inverses = jnp.where(usable, _grafting.inverse_norm(norms), 0)
         grafted = []
         for index, (u, magnitude) in enumerate(zip(leaves, sizes, strict=True)):
