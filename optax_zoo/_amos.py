@@ -114,10 +114,15 @@ def scale_by_amos(
         eta, xi, correction = (jnp.asarray(x, v.dtype) for x in (eta, xi, correction))
         g_sq = _mean(_moments.abs_sq(g), v.shape)
         v = _moments.ema(g_sq, v, beta)
-        # `where`, because the derivative of 1 / max(v, tiny) at v = 0 is inf · 0.
-        r = correction / jnp.where(v < _LEAST_V, _LEAST_V, v)
-        gamma = xi**2 * r * g_sq / jnp.sqrt(1 + c_coef * _moments.root(xi) * b)
-        toward = xi * eta * jnp.sqrt(r) * g + (gamma / 2 + extra_l2) * p
+        # Roots, whose derivatives are finite where those of 1 / v overflow.
+        is_least = v < _LEAST_V
+        root_r = jnp.sqrt(correction) * jnp.where(
+            is_least, _LEAST_V**-0.5, 1 / jnp.sqrt(jnp.where(is_least, 1, v))
+        )
+        gamma = (xi * root_r * _moments.root(g_sq)) ** 2 / jnp.sqrt(
+            1 + c_coef * _moments.root(xi) * b
+        )
+        toward = xi * eta * root_r * g + (gamma / 2 + extra_l2) * p
         u = toward / (1 + d_coef * _moments.root(xi * eta) * b)
         return u, v, b + gamma * (1 + b)
 

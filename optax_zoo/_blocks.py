@@ -10,6 +10,7 @@ A worked example, `Blocks(size=4, merge_below=1)` and two parameters::
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -215,6 +216,16 @@ def like(x: jax.Array, values: jax.Array) -> jax.Array:
     """`values` with the shape of `x`, and its sharding where the program names shardings itself."""
     values = values.reshape(x.shape)
     return jax.sharding.reshard(values, jax.typeof(x).sharding) if _names_shardings(x) else values
+
+
+def varying_like(x: jax.Array, others: Any) -> jax.Array:
+    """`x`, typed as varying over all mesh axes over which `others` vary.
+
+    Within `jax.shard_map` both branches, and what goes into a loop and out, must have one type.
+    """
+    first = [y[(0,) * y.ndim] != 0 for y in jax.tree.leaves(others)]
+    # No version of JAX names these axes as the next one does; XLA takes the choice for `x`.
+    return jnp.where(functools.reduce(jnp.logical_or, first), x, x)
 
 
 def _names_shardings(x: jax.Array) -> bool:

@@ -165,7 +165,9 @@ def check_mask(name: str, mask: Any) -> None:
             )
 
 
-def broadcast_prefix(name: str, prefix: Any, tree: Any, what: str = "bools") -> Any:
+def broadcast_prefix(
+    name: str, prefix: Any, tree: Any, what: str = "bools", *, callable_too: bool = True
+) -> Any:
     """Spreads a prefix pytree over `tree`: one entry for each of its leaves.
 
     Args:
@@ -173,6 +175,7 @@ def broadcast_prefix(name: str, prefix: Any, tree: Any, what: str = "bools") -> 
       prefix: A pytree whose structure is `tree`'s or a prefix of it.
       tree: The pytree to cover.
       what: What the prefix holds, for the error.
+      callable_too: Whether the argument may be a callable as well, for the error.
 
     Returns:
       A pytree of `tree`'s structure.
@@ -186,7 +189,7 @@ def broadcast_prefix(name: str, prefix: Any, tree: Any, what: str = "bools") -> 
         raise ValueError(
             f"{name} does not fit the parameters: got the structure {jax.tree.structure(prefix)} "
             f"for parameters of structure {jax.tree.structure(tree)}; pass a pytree of {what} with "
-            "the parameters' structure or a prefix of it, or a callable"
+            "the parameters' structure or a prefix of it" + ", or a callable" * callable_too
         ) from error
 
 

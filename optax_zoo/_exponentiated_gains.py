@@ -73,6 +73,8 @@ def scale_by_exponentiated_gains(
       gain_lr: :math:`\gamma_\nu`, the rate of the gains' exponents.
       scale_lr: :math:`\gamma_s`, the rate of the scales' exponents.
       scope: "leaf", a scale for each leaf, as released; "global", one for all, as in the paper.
+        In either case all are one array, so that inside `jax.shard_map` the updates of all leaves
+        vary over the axes that one of them varies over.
       use_directions: Whether :math:`g` and :math:`h` are normalised in the scale's exponent.
       use_signs: Whether the gain's exponent takes signs; otherwise it is
         :math:`\gamma_\nu g_t q_{t-1} / (1 - \beta^{\max(t - 1, 1)})`. Both are Python bools.

@@ -128,9 +128,10 @@ def exponentiated_gradient(
         decay: Any = weight_decay(state.count) if callable(weight_decay) else weight_decay
 
         def additive(g, p, beta=None):
-            theta = jnp.asarray(p, jnp.promote_types(_moments.wide_dtype(p), g.dtype))
+            dtypes = jnp.result_type(p), jnp.result_type(g)
+            theta = jnp.asarray(p, jnp.promote_types(_moments.wide_dtype(p), dtypes[1]))
             change = step(_moments.widen(g), theta, beta, rate, decay)
-            return _within_range(theta, change, p.dtype, g.dtype, signed=domain == "signed")
+            return _within_range(theta, change, *dtypes, signed=domain == "signed")
 
         def decayed(beta):
             # Far below any parameter it matters no more, but θ/β could overflow.
@@ -226,7 +227,7 @@ def _check_domain(params: Any, domain: str, axis: int | None) -> None:
             sums = values.sum(axis)
             worst = np.ravel(sums)[np.argmax(np.abs(sums - 1))]
             # Entries that were rounded to their dtype, or given with a few decimals.
-            if not abs(worst - 1) <= max(1e-3, 2 * float(jnp.finfo(leaf.dtype).eps)):
+            if not abs(worst - 1) <= max(1e-3, 2 * float(jnp.finfo(jnp.result_type(leaf)).eps)):
                 raise ValueError(
                     f"{name} must sum to 1 along axis {axis}, got the sum {worst:.6g}; divide by "
                     "it, e.g. with jax.nn.softmax, or pass the axis that sums to 1"

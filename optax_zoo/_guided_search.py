@@ -65,9 +65,10 @@ def guided_search(
     Returns:
       A function `(params, key, *args) -> (value, gradient)`: `objective(params, *args)`, and a
       direction to descend of the structure and dtypes of `params`; zeros if the objective is finite
-      at no candidate. `params` are any pytree of real floating-point arrays, `key` is a PRNG key.
-      Keyword arguments go to both functions. The paper clips the result again
-      (`optax.clip_by_global_norm`) and gives it to Adam.
+      at no candidate. A surrogate's gradient that is not finite counts as zero. `params` are any
+      pytree of real floating-point arrays, `key` is a PRNG key. Keyword arguments go to both
+      functions. The paper clips the result again (`optax.clip_by_global_norm`) and gives it to
+      Adam.
 
     Raises:
       ValueError: If an argument is out of range.
@@ -118,6 +119,8 @@ def guided_search(
         gradient = jax.tree.map(_moments.widen, jax.grad(guide)(params))
         if clip_norm is not None:
             gradient = _clip(gradient, clip_norm)
+        is_finite = jnp.array([jnp.isfinite(g).all() for g in jax.tree.leaves(gradient)]).all()
+        gradient = jax.tree.map(lambda g: jnp.where(is_finite, g, 0), gradient)
         scales = _scales(sigma, gradient)
         # In units of sigma, in which log q needs no sigma: the gradient step is -shift.
         shift = jax.tree.map(
@@ -129,6 +132,8 @@ def guided_search(
 
         def candidate(key, side):
             noise = _sampling.standard_normal(key, params)
+            # What no candidate moves must not weigh either.
+            noise = jax.tree.map(lambda e, s: jnp.where(s > 0, e, 1), noise, scales)
             jump = jax.tree.map(
                 lambda e, h, s: s * (e - side.astype(e.dtype) * h), noise, shift, scales
             )
@@ -162,8 +167,8 @@ def guided_sides(key: jax.Array, num_samples: int, mix: Any) -> jax.Array:
 def log_proposal(noise: Any, shift: Any, side: jax.Array, mix: Any) -> jax.Array:
     """log q of the candidate `noise − side · shift`, in units of sigma, up to a constant.
 
-    Half the squared norm of the noise enters less its expectation: a constant that would cost
-    digits in large trees.
+    Half the squared norm of the noise enters less its expectation, a constant that would cost
+    digits in large trees; noise of 1 adds nothing.
     """
     zero = jnp.zeros((), jnp.float32)
     energy = sum((jnp.sum(e * e - 1) / 2 for e in jax.tree.leaves(noise)), zero)
@@ -199,5 +204,5 @@ def _scales(sigma: Any, gradient: Any) -> Any:
         return jax.tree.map(
             lambda g: jnp.abs(g).mean() if g.size else jnp.zeros((), g.dtype), gradient
         )
-    spread = _checks.broadcast_prefix("sigma", sigma, gradient, "numbers")
+    spread = _checks.broadcast_prefix("sigma", sigma, gradient, "numbers", callable_too=False)
     return jax.tree.map(lambda g, s: jnp.asarray(s, g.dtype), gradient, spread)

@@ -1,6 +1,7 @@
 """Losses made from losses: a penalty on the gradient's size, and flooding."""
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any
@@ -60,7 +61,7 @@ def gradient_penalty(
       ValueError: If an argument is out of range; in a call, if `argnums` does not fit or the loss
         is not a scalar.
       TypeError: If an argument has the wrong type; in a call, if the loss or a penalised argument
-        is complex or not floating-point.
+        is complex or not floating-point, or is an `nnx.Module` (pass its `nnx.Param` state).
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax_zoo as zoo
@@ -176,7 +177,8 @@ def _differenced(
     (loss, aux), gradient = _constant(value_and_grad(here, *rest))
     uphill = jax.tree.map(lambda x, g: (x + epsilon * g).astype(jnp.result_type(x)), here, gradient)
     _, gradient_uphill = _constant(value_and_grad(uphill, *rest))
-    weight = 2 * rate / epsilon
+    weight = jax.lax.stop_gradient(2 * rate / epsilon)
+    squares = jax.lax.stop_gradient(_squares(gradient))
     slopes = jax.tree.map(lambda g, u: g + weight * (u - g), gradient, gradient_uphill)
     # Linear in theta, with the slopes just found. For everything else the loss itself at both
     # points; where nothing else is differentiated, the compiler has these values already.
@@ -184,14 +186,18 @@ def _differenced(
         sum(jax.tree.leaves(jax.tree.map(lambda s, x: jnp.sum(s * x), slopes, theta)))
         + (1 - weight) * loss_at(here, args, kwargs)[0]
         + weight * loss_at(uphill, args, kwargs)[0]
+        + rate * squares
     )
     value = _penalised_loss(loss, gradient, rate)
     return _with_derivative_of(value, stand_in.astype(value.dtype)), aux
 
 
 def _penalised_loss(loss: jax.Array, gradient: Any, rate: Any) -> jax.Array:
-    squares = sum(jnp.sum(_moments.abs_sq(g)) for g in jax.tree.leaves(gradient))
-    return (loss + rate * squares).astype(loss.dtype)
+    return (loss + rate * _squares(gradient)).astype(loss.dtype)
+
+
+def _squares(gradient: Any) -> Any:
+    return sum(jnp.sum(_moments.abs_sq(g)) for g in jax.tree.leaves(gradient))
 
 
 @jax.custom_jvp
@@ -260,6 +266,14 @@ def _places(argnums: tuple[int, ...], args: tuple[Any, ...]) -> list[int]:
 
 
 def _check_penalised(theta: list[Any], places: list[int]) -> None:
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is not None and any(isinstance(x, nnx.Module) for x in theta):
+        raise TypeError(
+            "gradient_penalty got an nnx.Module: the loss would change a copy of it, and its "
+            "counters and averages would count as parameters; split it with "
+            "nnx.split(module, nnx.Param, ...), penalise the parameters, merge inside the loss and "
+            "return what changes as auxiliary data"
+        )
     for path, leaf in jax.tree_util.tree_flatten_with_path(theta)[0]:
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):

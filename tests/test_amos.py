@@ -168,3 +168,18 @@ def test_reduced_slots_are_sharded_as_what_is_left_of_the_parameter():
     for state in (before, after):
         assert state.v["kernel"].sharding.is_equivalent_to(by_columns, 2)
         assert state.b["kernel"].sharding.is_equivalent_to(by_columns, 2)
+
+
+@pytest.mark.parametrize("derivative", [jax.grad, jax.jacfwd])
+@pytest.mark.parametrize("g", [0.0, 1e-14, 1e-10, 1.0])
+def test_derivatives_are_finite_however_small_the_gradient(derivative, g):
+    tx = zoo.amos(0.1, half)
+    params = jnp.ones(())
+
+    def moved(g):
+        return call(tx, g, params)[0]
+
+    # A step of sign(g): its slope is 0, and at 0 that of g / 2**-62.5.
+    slope = float(derivative(moved)(jnp.asarray(g, jnp.float32)))
+    assert np.isfinite(slope)
+    assert abs(slope) < 1e-3 / max(g, 1e-22)

@@ -223,3 +223,9 @@ def test_derivatives_are_finite_also_where_a_weight_is_zero(domain):
     slopes = jax.grad(loss, argnums=(0, 1))(jnp.array([0.0, 0.4, 0.6]), jnp.array([1.0, -1.0, 2]))
     assert all(bool(jnp.all(jnp.isfinite(slope))) for slope in slopes)
     assert bool(jnp.any(slopes[1] != 0))
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_python_numbers_are_parameters_too(domain):
+    updates, _ = call(exponentiated(0.1, domain=domain), 0.5, 1.0)
+    assert jnp.isfinite(updates)

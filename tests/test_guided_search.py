@@ -12,7 +12,7 @@ from test_golden import recording, settings
 
 import optax_zoo as zoo
 from helpers import assert_finite, assert_unbiased, replay
-from optax_zoo import _guided_search
+from optax_zoo import _guided_search, _sampling
 
 X = {"w": jnp.array([[0.3, -1.0], [0.5, 2.0]]), "b": jnp.array([0.1, -0.2])}
 
@@ -195,3 +195,33 @@ def test_sigma_must_fit_the_parameters():
     estimate = zoo.guided_search(square, square, alpha=1.0, sigma={"other": 1.0})
     with pytest.raises(ValueError, match=r"^sigma does not fit the parameters"):
         estimate(X, jax.random.key(0))
+
+
+def test_an_array_that_no_candidate_moves_does_not_weigh(monkeypatch):
+    drawn = _sampling.standard_normal
+    # The same noise for w, whatever lies beside it.
+    monkeypatch.setattr(
+        _sampling,
+        "standard_normal",
+        lambda key, tree: {name: drawn(key, x) for name, x in tree.items()},
+    )
+    estimate = zoo.guided_search(
+        lambda p: jnp.sum(p["w"] ** 2),
+        lambda p: jnp.sum(jnp.abs(p["w"])),
+        alpha=0.3,
+        sigma="uniform",
+        num_samples=16,
+    )
+    alone = {"w": jnp.array([1.0, -2.0])}
+    _, wanted = estimate(alone, jax.random.key(0))
+    _, found = estimate({**alone, "frozen": jnp.ones(10_000)}, jax.random.key(0))
+    np.testing.assert_allclose(found["w"], wanted["w"], rtol=1e-5)
+    assert not found["frozen"].any()
+
+
+def test_a_surrogate_without_a_finite_gradient_guides_nowhere():
+    wild = zoo.guided_search(lambda x: jnp.nan * x.sum(), lambda x: jnp.sum(x**2), alpha=1.0)
+    flat = zoo.guided_search(lambda x: 0 * x.sum(), lambda x: jnp.sum(x**2), alpha=1.0)
+    x, key = jnp.array([1.0, 2.0]), jax.random.key(0)
+    np.testing.assert_array_equal(wild(x, key)[1], flat(x, key)[1])
+    assert flat(x, key)[1].any()

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import optax_zoo as zoo
 from helpers import assert_close, assert_finite
@@ -337,3 +338,21 @@ def test_transforms_nest(transform):
     plain = transform(lambda x: jnp.sum(x**2))
     x = jnp.array([1.0, 2.0])
     assert_close(jax.value_and_grad(nested)(x), jax.value_and_grad(plain)(x))
+
+
+@both_ways
+def test_the_derivative_by_the_strength_is_the_penalty(epsilon):
+    def value(strength):
+        loss = zoo.gradient_penalty(
+            lambda x: jnp.sum(x**4) / 4, strength, form="sum", finite_difference=epsilon
+        )
+        return loss(jnp.array([1.0, 2.0]))
+
+    np.testing.assert_allclose(jax.grad(value)(0.1), 1 + 64, rtol=1e-6)  # |(1, 8)|²
+
+
+def test_a_module_that_would_be_copied_is_refused():
+    module = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+    penalised = zoo.gradient_penalty(lambda m, x: m(x).sum(), 0.1)
+    with pytest.raises(TypeError, match=r"nnx\.Module.*nnx\.split"):
+        penalised(module, jnp.ones((2, 3)))

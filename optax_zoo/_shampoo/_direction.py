@@ -90,7 +90,10 @@ def finite_blocks(
 
     def what_is_finite():
         spread = _blocks.spread(plan, finite[: len(stacks)])
-        return {i: _blocks.like(gradients[i], mask) for i, mask in spread.items()}
+        return {
+            i: _blocks.like(gradients[i], _blocks.varying_like(mask, whole))
+            for i, mask in spread.items()
+        }
 
     if plan.groups:
         # Rare, so behind a branch: within the arithmetic of every leaf it doubled the time to

@@ -115,7 +115,8 @@ def accumulate(
         def grow(b, statistics):
             return statistics.at[b].set(one(statistics[b], gradients[b], finite[b]))
 
-        return jax.lax.fori_loop(0, stack.length, grow, statistics)
+        start = _blocks.varying_like(statistics, (gradients, finite))
+        return jax.lax.fori_loop(0, stack.length, grow, start)
 
     weight = jnp.ones_like(factors.weight) if b2 is None else keep * factors.weight + add
     statistics = jax.lax.platform_dependent(
@@ -172,7 +173,8 @@ def precondition(
             return momentum.at[b].set(m), norms.at[b].set(norm)
 
         start = momentum, jnp.zeros(len(momentum), momentum.dtype)
-        return jax.lax.fori_loop(0, len(momentum), step, start)
+        start = [_blocks.varying_like(x, (momentum, packed, scales, ages)) for x in start]
+        return jax.lax.fori_loop(0, len(momentum), step, tuple(start))
 
     def batched(momentum, packed, scales, ages):
         roots = [

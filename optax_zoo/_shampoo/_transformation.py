@@ -194,11 +194,12 @@ def scale_by_shampoo(
             u_norms = jnp.concatenate([size_of(sizes[i], axes[i]).reshape(-1) for i in ways])
             u_norms = u_norms if other else _moments.root(u_norms)
             d_inverses = jnp.where(usable, _grafting.inverse_norm(norms), 0)
+        layers = plan.layers
         grafted = []
         for index, (u, magnitude) in enumerate(zip(leaves, sizes, strict=True)):
             direction = magnitude
             if index in ways:
-                own = plan.layers[index]
+                own = layers[index]
                 layered = (*jnp.shape(u)[: axes[index]], *[1] * (jnp.ndim(u) - axes[index]))
                 direction = ways[index].reshape(jnp.shape(u))
                 if graft_to is None:

@@ -1,0 +1,95 @@
+"""Shampoo where CPU tests do not go by themselves: inside shard_map, and an accelerator's form."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+import optax_zoo as zoo
+from helpers import assert_close, one_step, random_tree
+
+BLOCKS = zoo.Blocks(size=4, merge_below=1)
+REFRESH = zoo.Refresh(every=2, start=1)
+
+
+SHAPES = {"square": (8, 4), "tall": (7, 3), "bias": (5,)}
+
+
+def steps(tx, params, state, grads):
+    for g in grads:
+        params, state = one_step(tx)(params, state, g)
+    return params, state
+
+
+def problem(seed: int = 0):
+    params, *grads = (random_tree(seed + i, shapes=SHAPES) for i in range(4))
+    return params, grads
+
+
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 8), reason="callbacks with several results fail in its shard_map"
+)
+@pytest.mark.parametrize("varying", [set(SHAPES), {"bias"}], ids=["all", "bias"])
+@pytest.mark.parametrize("state_given", [False, True])
+def test_inside_shard_map_each_device_steps_as_alone(varying, state_given):
+    tx = zoo.shampoo(0.1, blocks=BLOCKS, refresh=REFRESH)
+    first, second = problem(), problem(10)
+    # The second device has leaves of its own where they vary.
+    second = [
+        {name: y[name] if name in varying else x[name] for name in SHAPES}
+        for x, y in zip([first[0], *first[1]], [second[0], *second[1]], strict=True)
+    ]
+    trees = [(first[0], first[1]), (second[0], second[1:])]
+
+    def packed(x, y):
+        return {n: jnp.stack([x[n], y[n]]) if n in varying else x[n] for n in SHAPES}
+
+    def unpacked(tree):
+        return {n: x[0] if n in varying else x for n, x in tree.items()}
+
+    def run(params, grads, state):
+        params, grads = unpacked(params), [unpacked(g) for g in grads]
+        state = jax.tree.map(lambda x: x[0], state) if state_given else tx.init(params)
+        params, _ = steps(tx, params, state, grads)
+        return jax.tree.map(lambda x: _varying(x)[None], params)
+
+    params = packed(trees[0][0], trees[1][0])
+    grads = [packed(x, y) for x, y in zip(trees[0][1], trees[1][1], strict=True)]
+    states = jax.tree.map(lambda *x: jnp.stack(x), *(tx.init(tree[0]) for tree in trees))
+    over = PartitionSpec("d")
+    spec = {n: over if n in varying else PartitionSpec() for n in SHAPES}
+    mesh = jax.make_mesh((2,), ("d",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    mapped = jax.shard_map(run, mesh=mesh, in_specs=(spec, [spec] * 3, over), out_specs=over)
+    found = jax.jit(mapped)(params, grads, states)
+    for i, (alone, own_grads) in enumerate(trees):
+        wanted, _ = jax.jit(functools.partial(steps, tx))(alone, tx.init(alone), own_grads)
+        mine = jax.tree.map(lambda x, i=i: x[i], found)
+        assert_close(mine, wanted, rtol=1e-5, atol=1e-6)
+
+
+def _varying(x):
+    """`x`, taken for different on each device, as the result of all leaves is written out."""
+    return x + 0 * jax.lax.axis_index("d").astype(x.dtype)
+
+
+@pytest.mark.parametrize("on", ["host", "device"])
+def test_all_blocks_at_once_step_as_one_after_the_other(on, monkeypatch):
+    tx = zoo.shampoo(0.1, blocks=BLOCKS, refresh=REFRESH, roots=zoo.Roots(on=on))
+    params, grads = problem()
+    grads[1]["tall"] = grads[1]["tall"].at[6, 0].set(jnp.nan)
+    found = jax.jit(functools.partial(steps, tx))(params, tx.init(params), grads)
+    chosen = []
+
+    def as_on_an_accelerator(*args, default, cpu):
+        del cpu
+        chosen.append(default)
+        return default(*args)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", as_on_an_accelerator)
+    jax.clear_caches()
+    other = jax.jit(functools.partial(steps, tx))(params, tx.init(params), grads)
+    jax.clear_caches()
+    assert chosen
+    assert_close(other, found, rtol=1e-5, atol=1e-6)
