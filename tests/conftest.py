@@ -3,7 +3,8 @@
 import os
 
 # Most of the suite's time is XLA's, and a compiler that hurries takes half of it. XLA_FLAGS="" runs
-# the tests on programs compiled as users have them, as `.ci/run` does for a part of them.
+# the tests on programs compiled as users have them, as `.ci/run` does for a part of them on other
+# versions.
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
