@@ -271,7 +271,7 @@ def _line(optimizer: str, task: str, found: Mapping[str, Any]) -> str:
 
 def draw(results: Mapping[str, Any], settings: Settings, path: Path) -> None:
     """One panel for each task: the error over the batch size, a colour for each optimizer."""
-    figure = Figure(figsize=(5.2 * len(results), 4.6), dpi=120, layout="constrained")
+    figure = Figure(figsize=(5.2 * len(results), 4.6), dpi=90, layout="constrained")
     for axes, (name, found) in zip(
         np.ravel(figure.subplots(1, len(results))), results.items(), strict=True
     ):
