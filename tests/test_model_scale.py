@@ -129,12 +129,21 @@ def settled(tx, start, steps=1200):
     return float(jnp.sqrt(jnp.mean(params**2)))
 
 
-@pytest.mark.parametrize("start", [0.3 * SCALE, 3 * SCALE])
-@pytest.mark.parametrize("build", [signs, lamb, adaxw, adamw_like(0.0), adamw_like(0.9)])
+WALKS = [
+    (signs, 0.3),
+    (signs, 3.0),
+    (lamb, 3.0),
+    (adaxw, 0.3),
+    (adamw_like(0.0), 3.0),
+    (adamw_like(0.9), 0.3),
+]
+
+
+@pytest.mark.parametrize(("build", "start"), WALKS)
 def test_a_random_walk_settles_at_the_scale(build, start):
     rule = zoo.model_scale_schedules(SCALE, relative_step=A, trust_ratio=build is lamb)
     tx = build(rule.learning_rate, rule.weight_decay)
-    assert settled(tx, start) == pytest.approx(SCALE / math.sqrt(1 - A**2 / 4), rel=0.04)
+    assert settled(tx, start * SCALE) == pytest.approx(SCALE / math.sqrt(1 - A**2 / 4), rel=0.04)
 
 
 def test_the_balance_is_exact_for_signs():
