@@ -141,8 +141,10 @@ def scale_by_amos(
 
     def init(params):
         _checks.check_params(params, who="scale_by_amos")
+        v = slots(params)
         # Each array is its own buffer, or the state could not be donated.
-        return AmosState(count=jnp.zeros((), jnp.int32), v=slots(params), b=slots(params))
+        b = optax.tree.zeros_like(v)
+        return AmosState(count=jnp.zeros((), jnp.int32), v=v, b=b)
 
     def update(updates, state, params=None, **extra_args):
         del extra_args
@@ -188,11 +190,8 @@ def _narrow(x: jax.Array, slot: Shape) -> jax.Array:
 
 
 def _check_function(name: str, function: Any, gives: str) -> None:
-    if not callable(function):
-        raise TypeError(
-            f"{name} must be callable, got {function!r}; pass (name, shape) -> {gives} (under "
-            f"optax.inject_hyperparams list it in static_args=({name!r},))"
-        )
+    listed = f"under optax.inject_hyperparams list it in static_args=({name!r},)"
+    _checks.check_callable(name, function, f"pass (name, shape) -> {gives} ({listed})")
 
 
 def _check_eta(name: Name, eta: Any) -> None:

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -235,12 +235,18 @@ def _names_shardings(x: jax.Array) -> bool:
 def scatter(plan: Plan, stacks: Sequence[jax.Array]) -> dict[int, jax.Array]:
     """The inverse of `gather`: leaf index -> its array, (layers, *axes as merged)."""
     found: dict[int, dict[tuple[int, ...], jax.Array]] = {}
-    for region, core, group, part in _by_region(plan, stacks):
+    for group, stack in zip(plan.groups, stacks, strict=True):
         axes = len(group.sizes)
         order = [axis for i in range(axes) for axis in (1 + i, 1 + axes + i)]
-        lengths = [c * z for c, z in zip(region.counts, group.sizes, strict=True)]
-        x = part.reshape(core[0], *region.counts, *group.sizes).transpose(0, *order)
-        found.setdefault(region.leaf, {})[region.starts] = x.reshape(core[0], *lengths)
+        start = 0
+        for region in group.regions:
+            core = plan.cores[region.leaf]
+            assert core is not None
+            lengths = [c * z for c, z in zip(region.counts, group.sizes, strict=True)]
+            x = stack[start : start + region.length]
+            x = x.reshape(core[0], *region.counts, *group.sizes).transpose(0, *order)
+            found.setdefault(region.leaf, {})[region.starts] = x.reshape(core[0], *lengths)
+            start += region.length
     return {leaf: _assemble(regions) for leaf, regions in found.items()}
 
 
@@ -263,16 +269,3 @@ def spread(plan: Plan, values: Sequence[jax.Array]) -> dict[int, jax.Array]:
         for group, x in zip(plan.groups, values, strict=True)
     ]
     return scatter(plan, stacks)
-
-
-def _by_region(
-    plan: Plan, stacks: Sequence[jax.Array]
-) -> Iterator[tuple[Region, tuple[int, ...], Group, jax.Array]]:
-    """Each region with its parameter's core, its group and its part of the group's stack."""
-    for group, stack in zip(plan.groups, stacks, strict=True):
-        start = 0
-        for region in group.regions:
-            core = plan.cores[region.leaf]
-            assert core is not None
-            yield region, core, group, stack[start : start + region.length]
-            start += region.length

@@ -211,6 +211,12 @@ def fitted_mask(name: str, mask: Any) -> Callable[[Any], Any]:
     return fit
 
 
+def check_callable(name: str, value: Any, remedy: str) -> None:
+    """Raises unless `value` can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, got {value!r}; {remedy}")
+
+
 def check_transformation(name: str, value: Any) -> None:
     """Raises unless `value` has `init` and `update`."""
     if not (callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))):

@@ -91,8 +91,8 @@ def guided_search(
       Welleck and Cho, `MLE-guided parameter search for task loss minimization in neural sequence
       modeling <https://arxiv.org/abs/2006.03158>`_, 2020, Algorithm 1.
     """
-    _sampling.check_function("surrogate", surrogate, "a function (params, *args) -> scalar")
-    _sampling.check_function("objective", objective, "a function (params, *args) -> scalar")
+    _checks.check_callable("surrogate", surrogate, "pass a function (params, *args) -> scalar")
+    _checks.check_callable("objective", objective, "pass a function (params, *args) -> scalar")
     _checks.check_number("alpha", alpha, above=0.0, remedy="pass e.g. 0.1")
     if not isinstance(sigma, str):
         for scale in jax.tree.leaves(sigma, is_leaf=lambda x: x is None):
@@ -118,7 +118,8 @@ def guided_search(
 
         gradient = jax.tree.map(_moments.widen, jax.grad(guide)(params))
         if clip_norm is not None:
-            gradient = _clip(gradient, clip_norm)
+            clip = optax.clip_by_global_norm(clip_norm)
+            gradient, _ = clip.update(gradient, clip.init(params))
         is_finite = jnp.array([jnp.isfinite(g).all() for g in jax.tree.leaves(gradient)]).all()
         gradient = jax.tree.map(lambda g: jnp.where(is_finite, g, 0), gradient)
         scales = _scales(sigma, gradient)
@@ -190,12 +191,6 @@ def importance_weights(losses: jax.Array, log_q: jax.Array, alpha: Any) -> jax.A
     above = losses - jnp.min(losses, where=finite, initial=jnp.inf)
     logits = jnp.where(finite, -above / jnp.asarray(alpha, losses.dtype) - log_q, -jnp.inf)
     return jnp.where(finite.any(), jax.nn.softmax(logits), 0)
-
-
-def _clip(gradient: Any, clip_norm: Any) -> Any:
-    norm = optax.tree.norm(gradient)
-    factor = jnp.where(norm > clip_norm, clip_norm / norm, 1)
-    return jax.tree.map(lambda g: g * factor.astype(g.dtype), gradient)
 
 
 def _scales(sigma: Any, gradient: Any) -> Any:

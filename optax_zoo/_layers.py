@@ -83,18 +83,22 @@ def safe_norms(x: jax.Array, layer_axes: int) -> jax.Array:
     if not x.size:
         return norms(x, layer_axes)
     axes = tuple(range(layer_axes, x.ndim))
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=axes, keepdims=True))
-    usable = (largest > 0) & jnp.isfinite(largest)
-    return jnp.where(usable, largest, 1) * norms(x / jnp.where(usable, largest, 1), layer_axes)
+    unit = _unit(jnp.max(jnp.abs(x), axis=axes, keepdims=True))
+    return unit * norms(x / unit, layer_axes)
 
 
 def joined_norms(norms: jax.Array, owner: np.ndarray) -> jax.Array:
     """The norm of what each owner's parts make up, from their norms, safe against overflow."""
     count = int(owner.max()) + 1
-    largest = jax.lax.stop_gradient(jax.ops.segment_max(norms, owner, count))
-    largest = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    squares = jax.ops.segment_sum((norms / largest[owner]) ** 2, owner, count)
-    return largest * _moments.root(squares)
+    unit = _unit(jax.ops.segment_max(norms, owner, count))
+    squares = jax.ops.segment_sum((norms / unit[owner]) ** 2, owner, count)
+    return unit * _moments.root(squares)
+
+
+def _unit(largest: jax.Array) -> jax.Array:
+    """What to measure in so that squares neither overflow nor vanish, a constant; 1 if nothing."""
+    largest = jax.lax.stop_gradient(largest)
+    return jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
 
 
 def norms(x: jax.Array, layer_axes: int) -> jax.Array:

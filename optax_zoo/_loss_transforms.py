@@ -76,7 +76,7 @@ def gradient_penalty(
       2021; Karakida et al., `Understanding Gradient Regularization in Deep Learning: Efficient
       Finite-Difference Computation and Implicit Bias <https://arxiv.org/abs/2210.02720>`_, 2023.
     """
-    _check_callable(fun)
+    _checks.check_callable("fun", fun, "pass a callable that returns the loss")
     _checks.check_number("strength", strength, at_least=0.0, remedy="pass e.g. 0.01")
     argnums = _checked_argnums(argnums)
     _checks.check_choice("form", form, ("mean", "sum"))
@@ -146,7 +146,7 @@ def flooding(fun: Callable[..., Any], level: Any) -> Callable[..., Any]:
       Ishida et al., `Do We Need Zero Training Loss After Achieving Zero Training Error?
       <https://arxiv.org/abs/2002.08709>`_, 2020.
     """
-    _check_callable(fun)
+    _checks.check_callable("fun", fun, "pass a callable that returns the loss")
     _checks.check_number("level", level, remedy="pass e.g. 0.05")
 
     @functools.wraps(fun, updated=())
@@ -240,11 +240,6 @@ def _loss_and_aux(found: Any) -> tuple[jax.Array, list[Any]]:
 
 def _loss_or_pair(loss: jax.Array, aux: list[Any]) -> Any:
     return (loss, *aux) if aux else loss
-
-
-def _check_callable(fun: Any) -> None:
-    if not callable(fun):
-        raise TypeError(f"fun must be a loss function, got {fun!r}; pass a callable")
 
 
 def _checked_argnums(argnums: Any) -> tuple[int, ...]:

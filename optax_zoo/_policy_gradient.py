@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_zoo import _moments, _sampling
+from optax_zoo import _checks, _moments, _sampling
 
 
 def policy_gradient(
@@ -72,9 +72,9 @@ def policy_gradient(
       Learning <https://doi.org/10.1007/BF00992696>`_, 1992. Kool et al., `Buy 4 REINFORCE Samples,
       Get a Baseline for Free! <https://openreview.net/forum?id=r1lgTGL5DE>`_, 2019.
     """
-    _sampling.check_function("sample", sample, "a function (params, key, *args) -> y")
-    _sampling.check_function("log_prob", log_prob, "a function (params, y, *args) -> scalar")
-    _sampling.check_function("loss", loss, "a function (y, *args) -> scalar")
+    _checks.check_callable("sample", sample, "pass a function (params, key, *args) -> y")
+    _checks.check_callable("log_prob", log_prob, "pass a function (params, y, *args) -> scalar")
+    _checks.check_callable("loss", loss, "pass a function (y, *args) -> scalar")
     _sampling.check_sampling(num_samples, batch_size)
     _sampling.check_baseline(baseline, num_samples)
 

@@ -12,12 +12,6 @@ from optax_zoo import _checks, _moments
 SAME_SAMPLE_BASELINES = ("mean", "leave_one_out", "optimal")
 
 
-def check_function(name: str, value: Any, form: str) -> None:
-    """Raises unless `value` is callable; `form` is how it will be called."""
-    if not callable(value):
-        raise TypeError(f"{name} must be a function, got {value!r}; pass {form}")
-
-
 def check_sampling(num_samples: Any, batch_size: Any) -> None:
     """Raises unless both are positive Python integers; `batch_size` may be None."""
     _checks.check_integer("num_samples", num_samples, at_least=1, remedy="pass e.g. 16")

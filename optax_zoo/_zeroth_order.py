@@ -83,7 +83,7 @@ def zeroth_order_grad(
       <https://arxiv.org/abs/1703.03864>`_, 2017. Nesterov and Spokoiny, `Random Gradient-Free
       Minimization of Convex Functions <https://doi.org/10.1007/s10208-015-9296-2>`_, 2017.
     """
-    _sampling.check_function("fun", fun, "a function (params, *args) -> scalar")
+    _checks.check_callable("fun", fun, "pass a function (params, *args) -> scalar")
     _checks.check_number("sigma", sigma, above=0.0, remedy="pass e.g. 0.1")
     _checks.check_choice("kind", kind, KINDS)
     _sampling.check_sampling(num_samples, batch_size)

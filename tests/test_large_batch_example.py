@@ -3,8 +3,9 @@
 import json
 import math
 
-import large_batch
 import optax
+
+import large_batch
 
 
 def test_it_tunes_scales_and_draws(tmp_path):

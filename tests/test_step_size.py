@@ -1,6 +1,7 @@
 """The step-size example, short: it trains, reports and draws, and explains bad settings."""
 
 import pytest
+
 import step_size
 
 
