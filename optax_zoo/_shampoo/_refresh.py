@@ -1,7 +1,7 @@
 """Begin and adopt: the two moments at which a compiled step meets the host."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -9,39 +9,67 @@ import numpy as np
 from jax.core import Tracer
 
 from optax_zoo import _host, _triangles
-from optax_zoo._shampoo import _statistics
-from optax_zoo._shampoo._roots import Delivery, HostRoots, Roots, adopt, on_device
 from optax_zoo._shampoo._schedule import Schedule
-from optax_zoo._shampoo._statistics import Factors, Stack
 
-States = tuple[Factors, ...]
+
+class Delivery(NamedTuple):
+    """What a refresh gives for one stack of factors, a function of the snapshots alone.
+
+    Attributes:
+      matrices: What was computed of each factor, as the renewal lays it out.
+      record: (b·f, …) float32, how that went, factor by factor.
+    """
+
+    matrices: Any
+    record: Any
+
+
+class Renewal(Protocol):
+    """What is renewed. Its states are a pytree, and so may hold more than the factors."""
+
+    @property
+    def task(self) -> _host.Task:
+        """The computation as work for `_host`: snapshots -> a Delivery for each stack."""
+        ...
+
+    def deliveries(self) -> Sequence[Delivery]:
+        """Shapes and dtypes of what the task gives."""
+        ...
+
+    def statistics(self, states: Any) -> Sequence[jax.Array]:
+        """The packed statistics and snapshots of each stack."""
+        ...
+
+    def snapshot(self, states: Any) -> Any:
+        """The states with this moment's statistics as the snapshots."""
+        ...
+
+    def on_device(self, states: Any) -> Sequence[Delivery]:
+        """The task's function inside the compiled step."""
+        ...
+
+    def adopt(self, states: Any, deliveries: Sequence[Delivery], age: Any) -> Any:
+        """The states with what was delivered in use, for snapshots of that age."""
+        ...
 
 
 class Refresher:
-    """Renews the roots of all stacks of factors as the schedule says."""
+    """Renews states as the schedule says, on the host or in the step."""
 
-    def __init__(self, stacks: Sequence[Stack], states: States, roots: Roots, schedule: Schedule):
-        self._stacks = tuple(stacks)
-        self._roots = roots
+    def __init__(self, renewal: Renewal, schedule: Schedule, *, on_host: bool):
+        self._renewal = renewal
         self._schedule = schedule
-        self._task = HostRoots(
-            tuple(
-                (stack.order, stack.factors, stack.exponent, str(factors.roots.dtype))
-                for stack, factors in zip(stacks, states, strict=True)
-            ),
-            roots.method,
-            roots.ridge,
-        )
+        self._on_host = on_host
 
-    def adopt_due(self, step: jax.Array, states: States) -> States:
-        """Adopts the roots begun earlier that are due in this step."""
-        if self._schedule.delay == 0 or not states:
+    def adopt_due(self, step: jax.Array, states: Any) -> Any:
+        """Adopts what was begun earlier and is due in this step."""
+        if self._schedule.delay == 0 or not self._renewal.statistics(states):
             return states
         due, age = self._schedule.adopts(step)
         return jax.lax.cond(due, self._renewed, lambda states, _: states, states, age)
 
-    def begin(self, step: jax.Array, states: States) -> tuple[States, jax.Array]:
-        """Takes the snapshot and begins its roots, in a begin step.
+    def begin(self, step: jax.Array, states: Any) -> tuple[Any, jax.Array]:
+        """Takes the snapshots and begins the work on them, in a begin step.
 
         Returns:
           The states, and a zero on which something in the result must depend: without a use, XLA
@@ -49,24 +77,22 @@ class Refresher:
         """
         begins = self._schedule.begins(step)
         nothing = jnp.zeros((), jnp.int32)
-        if not states:
+        if not self._renewal.statistics(states):
             return states, nothing
         if self._schedule.delay == 0:
 
             def renew(states):
-                return self._renewed(tuple(map(_statistics.snapshot, states)), 0)
+                return self._renewed(self._renewal.snapshot(states), 0)
 
             return jax.lax.cond(begins, renew, lambda states: states, states), nothing
 
-        states = jax.lax.cond(
-            begins, lambda s: tuple(map(_statistics.snapshot, s)), lambda s: s, states
-        )
-        if self._roots.on == "device":
+        states = jax.lax.cond(begins, self._renewal.snapshot, lambda states: states, states)
+        if not self._on_host:
             return states, nothing
         return states, self._prefetch_if(begins, states)
 
-    def _prefetch_if(self, begins: jax.Array, states: States) -> jax.Array:
-        task = self._task
+    def _prefetch_if(self, begins: jax.Array, states: Any) -> jax.Array:
+        task = self._renewal.task
         _host.finish_at_exit()
 
         def on_host(ticket, *statistics):
@@ -82,48 +108,36 @@ class Refresher:
                 vmap_method="sequential",
             )
 
-        statistics = [jax.lax.stop_gradient(s.statistics) for s in states]
+        statistics = jax.lax.stop_gradient(list(self._renewal.statistics(states)))
         return jax.lax.cond(begins, prefetch, lambda _: jnp.zeros((), jnp.int32), statistics)
 
-    def _renewed(self, states: States, age: Any) -> States:
+    def _renewed(self, states: Any, age: Any) -> Any:
         states = jax.lax.stop_gradient(states)
-        if self._roots.on == "device":
-            found = [
-                on_device(s, f, self._roots) for s, f in zip(self._stacks, states, strict=True)
-            ]
-        else:
-            found = self._redeemed([s.statistics for s in states])
-        return tuple(
-            adopt(stack, factors, delivery, age)
-            for stack, factors, delivery in zip(self._stacks, states, found, strict=True)
-        )
+        found = self._redeemed(states) if self._on_host else self._renewal.on_device(states)
+        return self._renewal.adopt(states, found, age)
 
-    def _redeemed(self, statistics: list[jax.Array]) -> Sequence[Delivery]:
-        task = self._task
+    def _redeemed(self, states: Any) -> Sequence[Delivery]:
+        task, statistics = self._renewal.task, self._renewal.statistics(states)
         _host.finish_at_exit()
 
         def on_host(ticket, *statistics):
             arrays = [_from_words(s) for s in statistics]
             found = _host.redeem(task, np.asarray(ticket).tobytes(), arrays)
-            return tuple(Delivery(_to_words(roots), record) for roots, record in found)
+            return tuple(Delivery(_to_words(matrices), record) for matrices, record in found)
 
-        def shape(n, count, dtype):
-            pairs = (-(-count // 2), n, n + 1)
-            if dtype == "float64":
-                return jax.ShapeDtypeStruct((*pairs, 2), jnp.uint32)
-            return jax.ShapeDtypeStruct(pairs, jnp.dtype(dtype))
+        def in_words(shape):
+            if shape.dtype != np.float64:
+                return shape
+            return jax.ShapeDtypeStruct((*shape.shape, 2), jnp.uint32)
 
         found = jax.pure_callback(
             on_host,
-            tuple(
-                Delivery(shape(n, count, dtype), jax.ShapeDtypeStruct((count, 4), jnp.float32))
-                for n, count, _, dtype in task.stacks
-            ),
+            jax.tree.map(in_words, tuple(self._renewal.deliveries())),
             _ticket(statistics),
             *map(_to_words, statistics),
             vmap_method="sequential",
         )
-        return tuple(Delivery(_from_words(roots), record) for roots, record in found)
+        return tuple(Delivery(_from_words(matrices), record) for matrices, record in found)
 
 
 def _to_words(x: Any) -> Any:

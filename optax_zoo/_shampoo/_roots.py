@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ import numpy as np
 from optax_zoo import _checks, _triangles
 from optax_zoo._host_roots import inverse_pth_roots
 from optax_zoo._matrix_roots import inverse_pth_root
+from optax_zoo._shampoo import _statistics
+from optax_zoo._shampoo._refresh import Delivery
 from optax_zoo._shampoo._statistics import Factors, Stack
 
 # The largest residual max|X^p A - I| of a root in use. Healthy ones have 1e-7 or less in float64;
@@ -51,18 +53,6 @@ class Roots:
         _checks.check_dtype("dtype", self.dtype)
         if self.dtype is not None and jnp.finfo(self.dtype).bits < 16:
             raise ValueError(f"dtype must have 16 bits, got {self.dtype!r}; pass e.g. jnp.bfloat16")
-
-
-class Delivery(NamedTuple):
-    """What a refresh gives for one stack of factors, a function of the snapshot alone.
-
-    Attributes:
-      roots: (⌈b·f / 2⌉, n, n + 1), rounded to the roots' dtype after they were certified.
-      record: (b·f, 4) float32: whether the root is certified, residual, iterations, condition.
-    """
-
-    roots: Any
-    record: Any
 
 
 def rungs(method: str, ridge: float) -> list[tuple[str, float]]:
@@ -175,7 +165,64 @@ def _condition(xp: Any, matrices: Any, roots: Any, p: int) -> Any:
     return (norm(roots) * norm(matrices) ** (1 / p)) ** p
 
 
-def on_device(stack: Stack, factors: Factors, roots: Roots) -> Delivery:
+@dataclasses.dataclass(frozen=True)
+class RootsRenewal:
+    """The renewal of Shampoo's factors, a tuple of them as states.
+
+    A delivery holds the roots, (⌈b·f / 2⌉, n, n + 1), rounded to their dtype after they were
+    certified, and the record (b·f, 4): whether they are, residual, iterations, condition.
+
+    Attributes:
+      stacks: The stacks of factors.
+      roots: How their roots are computed.
+      dtypes: What each stack's roots are kept in, by name.
+    """
+
+    stacks: tuple[Stack, ...]
+    roots: Roots
+    dtypes: tuple[str, ...]
+
+    @property
+    def task(self) -> HostRoots:
+        """All roots as work for the host."""
+        kinds = zip(self.stacks, self.dtypes, strict=True)
+        return HostRoots(
+            tuple((s.order, s.factors, s.exponent, dtype) for s, dtype in kinds),
+            self.roots.method,
+            self.roots.ridge,
+        )
+
+    def deliveries(self) -> Sequence[Delivery]:
+        """Shapes and dtypes of what the task gives."""
+        return [
+            Delivery(
+                jax.ShapeDtypeStruct((-(-s.factors // 2), s.order, s.order + 1), jnp.dtype(dtype)),
+                jax.ShapeDtypeStruct((s.factors, 4), jnp.float32),
+            )
+            for s, dtype in zip(self.stacks, self.dtypes, strict=True)
+        ]
+
+    def statistics(self, states: Sequence[Factors]) -> list[jax.Array]:
+        """The packed statistics and snapshots of each stack."""
+        return [factors.statistics for factors in states]
+
+    def snapshot(self, states: Sequence[Factors]) -> tuple[Factors, ...]:
+        """The states with this moment's statistics as the snapshots."""
+        return tuple(map(_statistics.snapshot, states))
+
+    def on_device(self, states: Sequence[Factors]) -> list[Delivery]:
+        """The task's function inside the compiled step."""
+        return [_on_device(s, f, self.roots) for s, f in zip(self.stacks, states, strict=True)]
+
+    def adopt(
+        self, states: Sequence[Factors], deliveries: Sequence[Delivery], age: Any
+    ) -> tuple[Factors, ...]:
+        """Certified roots replace the old ones; elsewhere the last good root stays."""
+        found = zip(self.stacks, states, deliveries, strict=True)
+        return tuple(_adopted(*stack_and_more, age) for stack_and_more in found)
+
+
+def _on_device(stack: Stack, factors: Factors, roots: Roots) -> Delivery:
     """The same function inside the compiled step, in the statistics' dtype.
 
     Each rung is compiled into the step, so there is one more: the other method and more ridge.
@@ -208,7 +255,7 @@ def on_device(stack: Stack, factors: Factors, roots: Roots) -> Delivery:
     return Delivery(_triangles.pack_pairs(root.astype(dtype)), record)
 
 
-def adopt(stack: Stack, factors: Factors, delivery: Delivery, age: Any) -> Factors:
+def _adopted(stack: Stack, factors: Factors, delivery: Delivery, age: Any) -> Factors:
     """Certified roots replace the old ones; elsewhere the last good root stays."""
     n, shape = stack.order, (stack.length, len(stack.axes))
     good = delivery.record[:, 0] > 0
@@ -217,7 +264,7 @@ def adopt(stack: Stack, factors: Factors, delivery: Delivery, age: Any) -> Facto
     good = good.reshape(shape)
     _, residual, iterations, condition = delivery.record.reshape(*shape, 4).transpose(2, 0, 1)
     return factors._replace(
-        roots=jnp.where(mine, delivery.roots, factors.roots),
+        roots=jnp.where(mine, delivery.matrices, factors.roots),
         age=jnp.where(good, jnp.asarray(age, jnp.int32), factors.age),
         residual=jnp.where(good, residual, factors.residual),
         iterations=jnp.where(good, iterations.astype(jnp.int32), factors.iterations),

@@ -11,7 +11,7 @@ import optax
 from optax_zoo import _blocks, _checks, _grafting, _layers, _moments
 from optax_zoo._shampoo import _direction, _statistics
 from optax_zoo._shampoo._refresh import Refresher
-from optax_zoo._shampoo._roots import Roots
+from optax_zoo._shampoo._roots import Roots, RootsRenewal
 from optax_zoo._shampoo._schedule import Refresh, Schedule
 
 
@@ -242,7 +242,8 @@ def _advanced(
     On the zero something in the result must depend, see `Refresher.begin`.
     """
     schedule = Schedule(refresh, on_host=roots.on == "host")
-    refresher = Refresher(stacks, factors, roots, schedule)
+    renewal = RootsRenewal(stacks, roots, tuple(str(f.roots.dtype) for f in factors))
+    refresher = Refresher(renewal, schedule, on_host=roots.on == "host")
     factors = tuple(map(_statistics.older, factors))
     factors = refresher.adopt_due(step, factors)  # what is begun below is due later
     factors = _gathered(stacks, factors, gradients, finite, b2, schedule.gathers(step))
