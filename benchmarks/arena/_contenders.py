@@ -1,0 +1,184 @@
+"""The contenders: how each optimizer is built from a schedule, and where its search starts."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from optax import contrib
+
+import optax_zoo as zoo
+
+
+class Setting(NamedTuple):
+    """What the protocol decides for a run.
+
+    Attributes:
+      schedule: The learning rate of a step.
+      peak: The largest value of the schedule.
+      b2: The decay of second moments that tuning found for AdamW on this workload.
+      decay: AdamW's weight decay on this workload.
+    """
+
+    schedule: Any
+    peak: Any
+    b2: float
+    decay: float
+
+
+class Contender(NamedTuple):
+    """An optimizer in the arena.
+
+    Attributes:
+      make: Setting -> transformation.
+      rate: The middle of the first grid of learning rates.
+      flat: Whether the schedule stays at its peak, as its paper asks.
+      evaluate: (state, parameters) -> the parameters to be scored.
+      family: "optax" or "zoo".
+    """
+
+    make: Callable[[Setting], optax.GradientTransformation]
+    rate: float
+    family: str = "zoo"
+    flat: bool = False
+    evaluate: Callable[[Any, Any], Any] = lambda _, params: params
+
+
+def matrices(params: Any) -> Any:
+    """What is decayed and has trust ratios: leaves with more than one axis."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def scales(name: tuple[str, ...], shape: tuple[int, ...]) -> float:
+    """Amos's scales: the authors' for Flax, 1/sqrt(fan-in) for what is not Flax's."""
+    if name[-1] in ("kernel", "bias", "scale", "embedding"):
+        return zoo.flax_scales(name, shape)
+    return shape[0] ** -0.5
+
+
+def slots(name: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Amos's reduced second moments for Flax's parameters, one number for what is not Flax's."""
+    return (
+        zoo.flax_slots(name, shape) if name[-1] in ("kernel", "bias", "scale", "embedding") else ()
+    )
+
+
+def adamw(b2: float) -> Contender:
+    """AdamW at a decay of its second moment: the baseline is the best of them."""
+
+    def make(s: Setting) -> optax.GradientTransformation:
+        return optax.adamw(s.schedule, b2=b2, weight_decay=s.decay, mask=matrices)
+
+    return Contender(make, 3e-3, "optax")
+
+
+def shampoo(every: int, delay: int, **arguments: Any) -> Contender:
+    """Shampoo renewed every N steps, roots D steps late."""
+    refresh = zoo.Refresh(every=every, delay=delay)
+
+    def make(s: Setting) -> optax.GradientTransformation:
+        return zoo.shampoo(
+            s.schedule, weight_decay=s.decay, mask=matrices, **{"refresh": refresh, **arguments}
+        )
+
+    return Contender(make, 1e-2)
+
+
+def _sgd(s: Setting) -> optax.GradientTransformation:
+    decay = optax.add_decayed_weights(1e-3 * s.decay, matrices)
+    return optax.chain(decay, optax.sgd(s.schedule, momentum=0.9))
+
+
+def _muon_axes(params: Any) -> Any:
+    """The inputs' and outputs' axes of hidden matrices; None, and so Adam, for all else."""
+
+    def axes(path: Any, leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
+        names = {str(getattr(key, "key", key)) for key in path}
+        if leaf.ndim < 2 or names & {"embedding", "positions", "head"}:
+            return None
+        inputs = 2 if leaf.ndim == 3 and "out" in names else 1
+        every = range(leaf.ndim)
+        return contrib.MuonDimensionNumbers(tuple(every[:inputs]), tuple(every[inputs:]))
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def _schedule_free(s: Setting) -> optax.GradientTransformation:
+    base = optax.adamw(s.schedule, b1=0.0, b2=s.b2, weight_decay=s.decay, mask=matrices)
+    return contrib.schedule_free(base, s.schedule, b1=0.9)
+
+
+BASELINES = {f"adamw b2={b2}": adamw(b2) for b2 in (0.9, 0.95, 0.99, 0.999)}
+
+CONTENDERS: dict[str, Contender] = BASELINES | {
+    "sgd": Contender(_sgd, 0.1, "optax"),
+    "adagrad": Contender(lambda s: optax.adagrad(s.schedule), 3e-2, "optax"),
+    "adafactor": Contender(
+        lambda s: optax.adafactor(s.schedule, multiply_by_parameter_scale=False), 3e-3, "optax"
+    ),
+    "amsgrad": Contender(lambda s: optax.amsgrad(s.schedule, b2=s.b2), 3e-3, "optax"),
+    "nadamw": Contender(
+        lambda s: optax.nadamw(s.schedule, b2=s.b2, weight_decay=s.decay, mask=matrices),
+        3e-3,
+        "optax",
+    ),
+    "muon": Contender(
+        lambda s: contrib.muon(
+            s.schedule,
+            weight_decay=s.decay,
+            weight_decay_mask=matrices,
+            adam_b2=s.b2,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=_muon_axes,
+        ),
+        3e-3,
+        "optax",
+    ),
+    "schedule-free adamw": Contender(
+        _schedule_free, 3e-3, "optax", flat=True, evaluate=contrib.schedule_free_eval_params
+    ),
+    "adopt": Contender(
+        lambda s: optax.chain(
+            contrib.scale_by_adopt(b2=s.b2),
+            optax.add_decayed_weights(s.decay, matrices),
+            optax.scale_by_learning_rate(s.schedule),
+        ),
+        3e-3,
+        "optax",
+    ),
+    "optax.lars": Contender(
+        lambda s: optax.lars(s.schedule, 1e-3 * s.decay, matrices, trust_ratio_mask=matrices),
+        3.0,
+        "optax",
+    ),
+    "lars": Contender(
+        lambda s: zoo.lars(s.schedule, 1e-3 * s.decay, matrices, trust_ratio_mask=matrices), 3.0
+    ),
+    # Also Optax's: the tests hold ours equal to them.
+    "lion": Contender(
+        lambda s: zoo.lion(s.schedule, weight_decay=10 * s.decay, mask=matrices), 3e-4
+    ),
+    "lamb": Contender(
+        lambda s: zoo.lamb(
+            s.schedule, b2=s.b2, weight_decay=s.decay, mask=matrices, trust_ratio_mask=matrices
+        ),
+        1e-2,
+    ),
+    "adabound": Contender(
+        lambda s: zoo.adabound(s.schedule, 100 * s.peak, base_lr=s.peak, b2=s.b2), 3e-3
+    ),
+    "amsbound": Contender(
+        lambda s: zoo.amsbound(s.schedule, 100 * s.peak, base_lr=s.peak, b2=s.b2), 3e-3
+    ),
+    "adaxw": Contender(lambda s: zoo.adaxw(s.schedule, weight_decay=s.decay, mask=matrices), 3e-3),
+    "amos": Contender(
+        lambda s: zoo.amos(s.schedule, scales, slots, beta=s.b2, momentum=0.9), 3e-2, flat=True
+    ),
+    "egdd": Contender(lambda s: zoo.egdd(s.schedule), 0.1),
+    "exponentiated gradient": Contender(
+        lambda s: zoo.exponentiated_gradient(s.schedule, domain="signed"), 0.1
+    ),
+    "shampoo": shampoo(10, 0),
+    "shampoo N=10 D=10": shampoo(10, 10),
+    "shampoo N=50 D=15": shampoo(50, 15),
+}

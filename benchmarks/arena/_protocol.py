@@ -1,0 +1,145 @@
+"""The protocol: equal tuning, a target fixed first, and the smallest budget that reaches it."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from benchmarks.arena._contenders import BASELINES, CONTENDERS
+from benchmarks.arena._results import Record, Results
+from benchmarks.arena._training import Trainer
+from benchmarks.arena._workload import Workload
+
+KEY = ("contender", "b2", "rate", "steps", "seed")
+COARSE, FINE = 10**0.5, 10**0.25
+SHARES = (0.75, 0.6, 0.5, 0.4, 0.33, 0.25)
+SEEDS = (0, 1, 2)
+NEAR = 1.05  # times the target: who comes as close with one seed runs the others
+DEFAULT_B2 = 0.95  # for the search of AdamW's own, and where there was none
+MOST_TRIALS = 12
+
+
+class Trials(NamedTuple):
+    """Runs that differ in the seed alone."""
+
+    rate: float
+    scores: list[float | None]
+
+    @property
+    def mean(self) -> float:
+        """Infinite if one diverged."""
+        return mean(self.scores)
+
+
+def mean(scores: Sequence[float | None]) -> float:
+    """The mean of scores; infinite if a run diverged."""
+    found = [s for s in scores if s is not None]
+    return statistics.fmean(found) if found and len(found) == len(scores) else float("inf")
+
+
+class Arena:
+    """One workload: asks for runs, which come from the file or are made."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        results: Results,
+        *,
+        steps: int | None = None,
+        seeds: Sequence[int] = SEEDS,
+        said: Callable[[str], None] = lambda _: None,
+    ):
+        self.workload, self.results, self.said = workload, results, said
+        self.steps, self.seeds = steps or workload.steps, seeds
+        self.b2 = DEFAULT_B2
+        self._data: Any = None
+        self._trainer: tuple[tuple[str, float], Trainer] | None = None
+
+    def run(self, name: str, rate: float, share: float = 1.0, seed: int = 0) -> Record:
+        """A finished run's record."""
+        rate, steps = float(f"{rate:.3g}"), round(share * self.steps)
+        asked = {"contender": name, "b2": self.b2, "rate": rate, "steps": steps, "seed": seed}
+        if (known := self.results.get(asked)) is not None:
+            return known
+        self.said(f"{name}, rate {rate:g}, {steps} steps, seed {seed}")
+        found = self.trainer(name).run(rate, steps, seed)
+        return self.results.add(
+            asked
+            | {
+                "score": found.score,
+                "seconds": round(found.seconds, 2),
+                "curve": found.curve,
+            }
+        )
+
+    def trainer(self, name: str) -> Trainer:
+        """The contender's compiled step; only the latest is kept."""
+        if self._trainer is None or self._trainer[0] != (name, self.b2):
+            self._data = self.workload.data() if self._data is None else self._data
+            trainer = Trainer(self.workload, CONTENDERS[name], self.b2, self._data)
+            self._trainer = (name, self.b2), trainer
+        return self._trainer[1]
+
+    def score(self, name: str, rate: float, share: float = 1.0, seed: int = 0) -> float:
+        """A run's score, infinite if it diverged."""
+        return mean([self.run(name, rate, share, seed)["score"]])
+
+    def tune(self, name: str, share: float = 1.0) -> float:
+        """The best rate of five a factor √10 apart, more while an edge wins, and two between."""
+        grid = {i: CONTENDERS[name].rate * COARSE**i for i in (-2, -1, 0, 1, 2)}
+        scores = {i: self.score(name, rate, share) for i, rate in grid.items()}
+        while len(scores) < MOST_TRIALS and (
+            (best := min(scores, key=scores.__getitem__)) in (min(scores), max(scores))
+        ):
+            new = best + (1 if best == max(scores) else -1)
+            grid[new] = CONTENDERS[name].rate * COARSE**new
+            scores[new] = self.score(name, grid[new], share)
+        middle = grid[min(scores, key=scores.__getitem__)]
+        return self._best(name, [middle, middle / FINE, middle * FINE], share)
+
+    def _best(self, name: str, rates: Sequence[float], share: float) -> float:
+        return min(rates, key=lambda rate: self.score(name, rate, share))
+
+    def seeded(self, name: str, rate: float, share: float = 1.0) -> Trials:
+        """The same run for every seed."""
+        return Trials(rate, [self.run(name, rate, share, seed)["score"] for seed in self.seeds])
+
+    def baseline(self) -> tuple[str, Trials]:
+        """AdamW at the decay of its second moment that suits it best here: the target."""
+        self.b2 = DEFAULT_B2
+        tuned = {name: self.tune(name) for name in BASELINES}
+        name = min(tuned, key=lambda name: self.score(name, tuned[name]))
+        found = self.seeded(name, tuned[name])
+        self.b2 = float(name.partition("=")[2])
+        return name, found
+
+    def full(self, name: str, target: float) -> Trials:
+        """The tuned contender at the full budget, with every seed if it comes near the target."""
+        rate = self.tune(name)
+        if self.score(name, rate) > NEAR * target:
+            return Trials(rate, [self.run(name, rate)["score"]])
+        return self.seeded(name, rate)
+
+    def ladder(self, name: str, full: Trials, target: float) -> dict[float, Trials]:
+        """Smaller budgets, each at the best of three rates, until one misses the target."""
+        found, rate = {1.0: full}, full.rate
+        for share in SHARES:
+            if list(found.values())[-1].mean > target:
+                break
+            rate = self._best(name, [rate, rate / FINE, rate * FINE], share)
+            missed = self.score(name, rate, share) > NEAR * target
+            found[share] = (
+                Trials(rate, [self.run(name, rate, share)["score"]])
+                if missed
+                else self.seeded(name, rate, share)
+            )
+        return found
+
+
+def smallest_share(ladder: dict[float, Trials], target: float) -> float | None:
+    """The smallest share of the budget in an unbroken row of those that reach the target."""
+    reached = None
+    for share, trials in ladder.items():
+        if trials.mean > target:
+            break
+        reached = share
+    return reached
