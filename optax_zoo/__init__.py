@@ -37,6 +37,7 @@ from optax_zoo._shampoo._assembled import shampoo
 from optax_zoo._shampoo._planning import RefreshPlan, plan_refresh
 from optax_zoo._shampoo._roots import Roots
 from optax_zoo._shampoo._schedule import Refresh
+from optax_zoo._shampoo._soap import SoapState, scale_by_soap, soap
 from optax_zoo._shampoo._transformation import ShampooState, scale_by_shampoo
 from optax_zoo._sign_momentum import SignMomentumState, lion, scale_by_sign_momentum
 from optax_zoo._zeroth_order import zeroth_order_grad
@@ -61,6 +62,7 @@ __all__ = [
     "Roots",
     "ShampooState",
     "SignMomentumState",
+    "SoapState",
     "accumulate_in_adam",
     "accumulate_in_momentum",
     "adabound",
@@ -93,7 +95,9 @@ __all__ = [
     "scale_by_layerwise_trust_ratio",
     "scale_by_shampoo",
     "scale_by_sign_momentum",
+    "scale_by_soap",
     "scale_learning_rate",
     "shampoo",
+    "soap",
     "zeroth_order_grad",
 ]

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -226,6 +226,23 @@ def varying_like(x: jax.Array, others: Any) -> jax.Array:
     first = [y[(0,) * y.ndim] != 0 for y in jax.tree.leaves(others)]
     # No version of JAX names these axes as the next one does; XLA takes the choice for `x`.
     return jnp.where(functools.reduce(jnp.logical_or, first), x, x)
+
+
+def by_block(one: Callable[..., jax.Array], stack: jax.Array, others: Any) -> jax.Array:
+    """`one(x, *rest)` in the place of each x in the stack; `rest`: its part of each of `others`."""
+
+    # On a CPU every page of a temporary is new in every step: what one block needs stays in cache.
+    def in_place(stack, others):
+        def step(b, stack):
+            rest = jax.tree.map(lambda x: x[b], others)
+            return stack.at[b].set(one(stack[b], *rest))
+
+        return jax.lax.fori_loop(0, len(stack), step, varying_like(stack, others))
+
+    def batched(stack, others):
+        return jax.vmap(one)(stack, *others)
+
+    return jax.lax.platform_dependent(stack, others, cpu=in_place, default=batched)
 
 
 def _names_shardings(x: jax.Array) -> bool:

@@ -90,20 +90,20 @@ def _symmetric(a: Matrices) -> Matrices:
 
 def _by_eigh(a: Matrices, p: int, ridge: float) -> tuple[np.ndarray, Matrices, Matrices]:
     """λmax, the ridged matrices and their roots, both scaled to λmax = 1."""
-    values, vectors = _eigh(a)
+    values, vectors = eigh(a)
     top = values[:, -1]
     spectrum = (np.maximum(values / _each(top)[..., 0], 0) + ridge) / (1 + ridge)
     half = vectors * spectrum[:, None, :] ** (-0.5 / p)
     return top, _ridged(a, top, ridge), _square(half)
 
 
-def _eigh(a: Matrices) -> tuple[np.ndarray, Matrices]:
+def eigh(a: Matrices) -> tuple[np.ndarray, Matrices]:
     """Eigenvalues and vectors; NaN for a matrix on which LAPACK does not converge."""
     try:
         return np.linalg.eigh(a)
     except np.linalg.LinAlgError:
         if len(a) > 1:
-            values, vectors = zip(*(_eigh(one[None]) for one in a), strict=True)
+            values, vectors = zip(*(eigh(one[None]) for one in a), strict=True)
             return np.concatenate(values), np.concatenate(vectors)
         return np.full(a.shape[:2], np.nan), np.full(a.shape, np.nan)
 
@@ -144,7 +144,7 @@ def _newton_of_one(a: Matrices, p: int) -> tuple[Matrices, int]:
 def _largest_eigenvalues(a: Matrices) -> np.ndarray:
     n = a.shape[-1]
     if n <= 48:
-        return _eigh(a)[0][:, -1]
+        return eigh(a)[0][:, -1]
     return np.array([_by_lanczos(one) for one in a])
 
 
@@ -168,7 +168,7 @@ def _by_lanczos(a: np.ndarray) -> float:
         norm = float(np.linalg.norm(w))
         if number % 16 == 0 or norm == 0 or number == n:
             tridiagonal = np.diag(diagonal) + np.diag(norms, 1) + np.diag(norms, -1)
-            values, vectors = (x[0] for x in _eigh(tridiagonal[None]))
+            values, vectors = (x[0] for x in eigh(tridiagonal[None]))
             value = float(values[-1])
             # The value's error is at most the residual's square over the gap below it.
             if norm * abs(vectors[-1, -1]) <= 1e-5 * value:

@@ -7,7 +7,10 @@ import numpy as np
 from jax.core import Tracer
 
 from optax_zoo import _layers
+from optax_zoo._shampoo._soap import InBases, SoapState
 from optax_zoo._shampoo._transformation import ShampooState
+
+_KNOWN = (ShampooState, SoapState)
 
 
 def inspect(opt_state: Any, params: Any = None) -> dict[str, dict[str, float]]:
@@ -49,10 +52,10 @@ def inspect(opt_state: Any, params: Any = None) -> dict[str, dict[str, float]]:
       Anil et al., `Scalable Second Order Optimization for Deep Learning
       <https://arxiv.org/abs/2002.09018>`_, 2020.
     """
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, ShampooState))
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, _KNOWN))
     found: dict[str, dict[str, float]] = {}
     for node in nodes:
-        if not isinstance(node, ShampooState):
+        if not isinstance(node, _KNOWN):
             continue
         columns = {name: _concrete(x) for name, x in node.report._asdict().items()}
         names = _names(node, params, len(columns["age"]))
@@ -70,10 +73,13 @@ def _concrete(x: Any) -> np.ndarray:
     return np.asarray(x)
 
 
-def _names(node: ShampooState, params: Any, leaves: int) -> list[str]:
+def _names(node: ShampooState | SoapState, params: Any, leaves: int) -> list[str]:
     """Paths of the leaves; the moments know which leaves a mask left over."""
-    for tree in () if params is None else (params, node.mu):
-        with_paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    moment = node.mu if isinstance(node, ShampooState) else node.nu
+    for tree in () if params is None else (params, moment):
+        with_paths = jax.tree_util.tree_flatten_with_path(
+            tree, is_leaf=lambda x: isinstance(x, InBases)
+        )[0]
         if tree is not None and len(with_paths) == leaves:
             return [_layers.joined(_layers.path_names(path)) for path, _ in with_paths]
     return [str(index) for index in range(leaves)]

@@ -86,7 +86,8 @@ def _columns(name: Any, shape: Any) -> tuple[int, ...]:
 
 
 # fmt: off
-# One line each; scale_by_shampoo is held to them within shampoo, scale_by_amos within amos,
+# One line each; scale_by_shampoo is held to them within shampoo, scale_by_soap within soap,
+# scale_by_amos within amos,
 # scale_by_exponentiated_gains within egdd. Rosenbrock's valley, one of Optax's problems, wants
 # AdaBound's final_lr small and EGDD's gains bounded.
 TABLE: dict[str, Entry] = {
@@ -109,5 +110,6 @@ TABLE: dict[str, Entry] = {
     "egdd": Entry(zoo.egdd, _args(learning_rate=1e-2), _args(learning_rate=2e-4, gain_bounds=(1e-2, 1.0), scale_bounds=(0.1, 1.0)), complex_ok=False),  # noqa: E501
     "graft": Entry(zoo.graft, _args(magnitude=zoo.scale_by_adax(), direction=zoo.scale_by_sign_momentum()), complex_ok=False),  # noqa: E501
     "shampoo": Entry(zoo.shampoo, _args(learning_rate=1e-2, weight_decay=0.1, refresh=zoo.Refresh(every=2, start=1), roots=zoo.Roots(ridge=1e-2)), _args(learning_rate=1e-2, refresh=zoo.Refresh(every=50)), "decay", complex_ok=False),  # noqa: E501
+    "soap": Entry(zoo.soap, _args(learning_rate=1e-2, weight_decay=0.1, refresh=zoo.Refresh(every=2, start=1)), _args(learning_rate=1e-2, refresh=zoo.Refresh(every=50)), "decay", complex_ok=False),  # noqa: E501
 }
 # fmt: on

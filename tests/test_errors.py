@@ -110,6 +110,8 @@ gathered: Any = zoo.accumulate_in_momentum
 gathered_in_adam: Any = zoo.accumulate_in_adam
 penalised: Any = zoo.gradient_penalty
 flooded: Any = zoo.flooding
+of_soap: Any = zoo.scale_by_soap
+soap: Any = zoo.soap
 of_shampoo: Any = zoo.scale_by_shampoo
 shampoo: Any = zoo.shampoo
 blocks: Any = zoo.Blocks
@@ -121,6 +123,13 @@ exponentiated: Any = zoo.exponentiated_gradient
 of_gains: Any = zoo.scale_by_exponentiated_gains
 egdd: Any = zoo.egdd
 SGD = optax.identity()
+
+
+def with_drift() -> zoo.Refresh:
+    """However Shampoo takes it."""
+    made = zoo.Refresh()
+    object.__setattr__(made, "drift_every", 5)
+    return made
 
 
 def warmed_up(**arguments: Any) -> optax.Schedule:
@@ -518,6 +527,38 @@ CASES: dict[str, Case] = {
         lambda: model_scales(0.02, trust_ratio=1),
         TypeError,
         ("trust_ratio", "got 1", "True or False"),
+    ),
+    # SOAP.
+    "soap_method": (
+        lambda: soap(0.1, roots=zoo.Roots()),
+        ValueError,
+        ("roots.method must be", "'schur_newton'", 'Roots(method="eigh")'),
+    ),
+    "soap_drift": (
+        lambda: of_soap(refresh=with_drift()),
+        ValueError,
+        ("refresh.drift_every must be None", "got 5:", "smaller `every`"),
+    ),
+    "soap_blocks": (lambda: of_soap(blocks=512), TypeError, ("blocks", "512", "Blocks()")),
+    "soap_refresh": (lambda: soap(0.1, refresh=10), TypeError, ("refresh", "10", "Refresh()")),
+    "soap_roots": (lambda: soap(0.1, roots="eigh"), TypeError, ("roots", "'eigh'", "Roots()")),
+    "soap_mesh": (lambda: of_soap(mesh="mesh"), ValueError, ("mesh", "'mesh'", "leave it out")),
+    "soap_nesterov": (
+        lambda: of_soap(nesterov=None),
+        TypeError,
+        ("nesterov", "None", "static_args=('nesterov',)"),
+    ),
+    "soap_eps": (lambda: soap(0.1, eps=0.0), ValueError, ("eps", "0.0", "e.g. 1e-8")),
+    "soap_b2_sum": (lambda: of_soap(b2=1), ValueError, ("b2 must be < 1.0", "got 1;", "0.95")),
+    "soap_layers": (
+        lambda: init(soap(0.1, layer_axes=2)),
+        ValueError,
+        ("layer_axes is 2", "parameter b", "at most 1"),
+    ),
+    "soap_complex": (
+        lambda: soap(0.1).init({"w": jnp.ones((2, 2), complex)}),
+        TypeError,
+        ("complex64", "soap", "split_real_and_imaginary"),
     ),
     # Shampoo.
     "exponent_zero": (lambda: of_shampoo(exponent=0), ValueError, ("exponent", "got 0;", "e.g. 2")),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_zoo import _blocks, _moments
-from optax_zoo._shampoo._statistics import Factors, Stack
+from optax_zoo._shampoo._statistics import Stack
 
 Arrays = Sequence[jax.Array]
 
@@ -43,7 +43,7 @@ def first_report(leaves: int) -> LayerReport:
 
 
 def report(
-    plan: _blocks.Plan, stacks: Sequence[Stack], states: Sequence[Factors], skipped: jax.Array
+    plan: _blocks.Plan, stacks: Sequence[Stack], states: Sequence[Any], skipped: jax.Array
 ) -> LayerReport:
     """The worst of each leaf's factors."""
     found = first_report(len(plan.cores))._replace(skipped=skipped)
@@ -57,30 +57,43 @@ def report(
     return found
 
 
-def finite_blocks(
+def finite_parts(
     plan: _blocks.Plan, layer_axes: Sequence[int], gradients: Arrays
-) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array], jax.Array]:
-    """Replaces blocks by zeros whose squares are not finite: 1e30 squares to inf in float32.
+) -> tuple[list[jax.Array], list[jax.Array], dict[int, jax.Array], jax.Array]:
+    """Which blocks have finite squares: 1e30 squares to inf in float32.
 
     Returns:
-      The gradients, the stacks of blocks as they came, for each stack which of its blocks are
-      finite, and for each leaf how many were not. A leaf that is not preconditioned counts each
-      layer slice as a block.
+      The stacks of blocks, for each stack which of its blocks are finite, for each leaf that is
+      not preconditioned a mask that broadcasts against it, and for each leaf how many blocks
+      were not finite. A leaf that is not preconditioned counts each layer slice as a block.
     """
     stacks = [_blocks.gather(plan, group, gradients) for group in plan.groups]
     finite = [jnp.isfinite((x * x).sum(tuple(range(1, x.ndim)))) for x in stacks]
     owners = [np.array(group.leaf_of_block) for group in plan.groups]
-    masks = {}
+    flags, masks = list(finite), {}
     for index, (g, axes) in enumerate(zip(gradients, layer_axes, strict=True)):
         if plan.cores[index] is None:
             mask = jnp.isfinite(g * g).all(tuple(range(axes, g.ndim)), keepdims=True)
             masks[index] = mask
-            finite.append(mask.reshape(-1))
+            flags.append(mask.reshape(-1))
             owners.append(np.full(mask.size, index))
-    flags = jnp.concatenate(finite)
+    flags = jnp.concatenate(flags)
     skipped = jnp.zeros(len(gradients), jnp.int32)
     skipped = skipped.at[np.concatenate(owners)].add((~flags).astype(jnp.int32))
-    whole = flags.all()
+    return stacks, finite, masks, skipped
+
+
+def finite_blocks(
+    plan: _blocks.Plan, layer_axes: Sequence[int], gradients: Arrays
+) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array], jax.Array]:
+    """Replaces blocks by zeros that `finite_parts` finds not finite.
+
+    Returns:
+      The gradients, the stacks of blocks as they came, for each stack which of its blocks are
+      finite, and for each leaf how many were not.
+    """
+    stacks, finite, masks, skipped = finite_parts(plan, layer_axes, gradients)
+    whole = jnp.concatenate([x.reshape(-1) for x in (*finite, *masks.values())]).all()
 
     def everything():
         return {
@@ -89,7 +102,7 @@ def finite_blocks(
         }
 
     def what_is_finite():
-        spread = _blocks.spread(plan, finite[: len(stacks)])
+        spread = _blocks.spread(plan, finite)
         return {
             i: _blocks.like(gradients[i], _blocks.varying_like(mask, whole))
             for i, mask in spread.items()
@@ -100,7 +113,7 @@ def finite_blocks(
         # compile. And a branch that returns the gradients themselves copies them.
         masks |= jax.lax.cond(whole, everything, what_is_finite)
     cleaned = [jnp.where(masks[i], g, 0) for i, g in enumerate(gradients)]
-    return cleaned, stacks, finite[: len(stacks)], skipped
+    return cleaned, stacks, finite, skipped
 
 
 def momentum(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_zoo import _blocks, _checks, _host, _layers, _triangles
+from optax_zoo._shampoo import _items
 from optax_zoo._shampoo._roots import METHODS, HostRoots, Roots
 from optax_zoo._shampoo._schedule import Refresh
 from optax_zoo._shampoo._statistics import Stack, stacks
@@ -121,7 +122,7 @@ def _proposal(
 def _seconds(stack: Stack, roots: Roots) -> float:
     """Time of a stack's roots, from a sample that keeps every worker busy once."""
     n = stack.order
-    item = HostRoots.item_size(n)
+    item = _items.size(n)
     sample = min(stack.factors, item * _host.workers())
     dtype = str(jnp.dtype(roots.dtype or jnp.float32))
     task = HostRoots(((n, sample, stack.exponent, dtype),), roots.method, roots.ridge)

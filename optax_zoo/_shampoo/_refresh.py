@@ -112,8 +112,8 @@ class Refresher:
         return jax.lax.cond(begins, prefetch, lambda _: jnp.zeros((), jnp.int32), statistics)
 
     def _renewed(self, states: Any, age: Any) -> Any:
-        states = jax.lax.stop_gradient(states)
-        found = self._redeemed(states) if self._on_host else self._renewal.on_device(states)
+        fixed = jax.lax.stop_gradient(states)
+        found = self._redeemed(fixed) if self._on_host else self._renewal.on_device(fixed)
         return self._renewal.adopt(states, found, age)
 
     def _redeemed(self, states: Any) -> Sequence[Delivery]:

@@ -11,7 +11,7 @@ import numpy as np
 from optax_zoo import _checks, _triangles
 from optax_zoo._host_roots import inverse_pth_roots
 from optax_zoo._matrix_roots import inverse_pth_root
-from optax_zoo._shampoo import _statistics
+from optax_zoo._shampoo import _items, _statistics
 from optax_zoo._shampoo._refresh import Delivery
 from optax_zoo._shampoo._statistics import Factors, Stack
 
@@ -19,7 +19,6 @@ from optax_zoo._shampoo._statistics import Factors, Stack
 # in float32, at condition 1e4, rounding alone gives 1e-3, at 1e6 a tenth.
 _CERTIFIED = {"float64": 1e-2, "float32": 0.1}
 METHODS = ("schur_newton", "eigh")
-_SMALL = 128  # matrices up to this order share one call of the root function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,32 +76,20 @@ class HostRoots:
     method: str
     ridge: float
 
-    @staticmethod
-    def item_size(n: int) -> int:
-        """How many matrices of order n are one item: even, so that pairs stay together."""
-        return 2 * max(1, (_SMALL // n) ** 2)
+    @property
+    def kinds(self) -> _items.Kinds:
+        """For each stack of factors their order and number."""
+        return [(n, count) for n, count, _, _ in self.stacks]
 
     def split(self, arrays: Sequence[np.ndarray]) -> list[tuple[int, np.ndarray]]:
         """Copies of a few snapshots each."""
-        items = []
-        for index, ((n, count, _, _), statistics) in enumerate(
-            zip(self.stacks, arrays, strict=True)
-        ):
-            packed = np.asarray(statistics).reshape(count, n, n + 1)
-            size = self.item_size(n)
-            items += [(index, np.array(packed[i : i + size])) for i in range(0, count, size)]
-        return items
+        return _items.deal(self.kinds, arrays)
 
     def run(self, item: tuple[int, np.ndarray]) -> Delivery:
         """The roots of one item."""
         index, packed = item
-        n, _, p, dtype = self.stacks[index]
-        snapshots = _triangles.second(packed).astype(np.float64)
-        at_once = len(snapshots) if n <= _SMALL else 1
-        parts = [
-            self._certified(snapshots[i : i + at_once], p, jnp.dtype(dtype))
-            for i in range(0, len(snapshots), at_once)
-        ]
+        _, _, p, dtype = self.stacks[index]
+        parts = [self._certified(some, p, jnp.dtype(dtype)) for some in _items.calls(packed)]
         roots, record = (np.concatenate(x) for x in zip(*parts, strict=True))
         return Delivery(_triangles.pack_pairs(roots), record)
 
@@ -128,13 +115,7 @@ class HostRoots:
 
     def join(self, results: list[Delivery]) -> tuple[Delivery, ...]:
         """One delivery for each stack."""
-        found, start = [], 0
-        for n, count, _, _ in self.stacks:
-            items = -(-count // self.item_size(n))
-            part = results[start : start + items]
-            start += items
-            found.append(Delivery(*(np.concatenate(x) for x in zip(*part, strict=True))))
-        return tuple(found)
+        return _items.collect(self.kinds, results)
 
 
 def _rounded(roots: np.ndarray, dtype: Any) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import string
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,10 @@ class Factors(NamedTuple):
     failures: jax.Array
 
 
+# `Factors`, or another named tuple with its statistics, weight and age.
+AnyFactors = TypeVar("AnyFactors", bound=Any)
+
+
 def stacks(plan: _blocks.Plan, exponent: int | None) -> tuple[Stack, ...]:
     """The stacks of a plan; the exponent defaults to twice the number of preconditioned axes."""
     return tuple(
@@ -90,16 +94,35 @@ def init(stack: Stack, epsilon: Any, dtype: Any, root_dtype: Any) -> Factors:
     )
 
 
-def older(factors: Factors) -> Factors:
+def older(factors: AnyFactors) -> AnyFactors:
     """One step has passed for the roots in use."""
     last = np.iinfo(np.int32).max
     aged = (factors.age >= 0) & (factors.age < last)
     return factors._replace(age=factors.age + aged)
 
 
-def accumulate(
-    stack: Stack, factors: Factors, gradients: jax.Array, finite: jax.Array, b2: Any
-) -> Factors:
+def gather(
+    stacks: Sequence[Stack],
+    factors: Any,
+    blocks: Sequence[jax.Array],
+    finite: Sequence[jax.Array],
+    b2: Any,
+    now: jax.Array | bool,
+) -> tuple[Any, ...]:
+    """The statistics with this step's gradients, where it is time."""
+
+    def grown(factors):
+        return tuple(
+            _accumulate(s, f, blocks[s.group], finite[s.group], b2)
+            for s, f in zip(stacks, factors, strict=True)
+        )
+
+    return grown(factors) if now is True else jax.lax.cond(now, grown, lambda f: f, factors)
+
+
+def _accumulate(
+    stack: Stack, factors: AnyFactors, gradients: jax.Array, finite: jax.Array, b2: Any
+) -> AnyFactors:
     """L_i ← b2·L_i + (1 − b2)·G₍ᵢ₎G₍ᵢ₎ᵀ, or a plain sum for None, of the finite blocks."""
     keep, add = (1.0, 1.0) if b2 is None else (b2, 1 - b2)
     own = _triangles.of_first(stack.order)
@@ -110,20 +133,9 @@ def accumulate(
         grown = (keep * statistics + add * squares).astype(statistics.dtype)
         return jnp.where(own[None] & is_finite, grown, statistics)
 
-    # On a CPU every page of a temporary is new in every step: what one block needs stays in cache.
-    def in_place(statistics, gradients, finite):
-        def grow(b, statistics):
-            return statistics.at[b].set(one(statistics[b], gradients[b], finite[b]))
-
-        start = _blocks.varying_like(statistics, (gradients, finite))
-        return jax.lax.fori_loop(0, stack.length, grow, start)
-
     weight = jnp.ones_like(factors.weight) if b2 is None else keep * factors.weight + add
-    statistics = jax.lax.platform_dependent(
-        factors.statistics, gradients, finite, cpu=in_place, default=jax.vmap(one)
-    )
     return factors._replace(
-        statistics=statistics,
+        statistics=_blocks.by_block(one, factors.statistics, (gradients, finite)),
         weight=jnp.where(finite, weight, factors.weight).astype(factors.weight.dtype),
     )
 
@@ -134,14 +146,14 @@ def _unfolded_square(g: jax.Array, axis: int) -> jax.Array:
     return jnp.tensordot(g, g, (others, others), precision=jax.lax.Precision.HIGHEST)
 
 
-def snapshot(factors: Factors) -> Factors:
+def snapshot(factors: AnyFactors) -> AnyFactors:
     """Keeps the statistic of this moment, bias-corrected, as the one whose roots are begun."""
     running = _triangles.first(factors.statistics)
     average = running / _gathered(factors)[:, None, None, None]
     return factors._replace(statistics=_triangles.pack(running, average))
 
 
-def _gathered(factors: Factors) -> jax.Array:
+def _gathered(factors: Any) -> jax.Array:
     """The weight to divide a statistic by, (b,); 1 where nothing was gathered."""
     return jnp.where(factors.weight > 0, factors.weight, 1)
 
@@ -161,7 +173,7 @@ def precondition(
     def one(m, roots, scales, ages):
         for stack, root, scale, age in zip(stacks, roots, scales, ages, strict=True):
             for i, axis in enumerate(stack.axes):
-                product = _multiply(root[i].astype(m.dtype), m, axis)
+                product = multiply(root[i].astype(m.dtype), m, axis)
                 m = jnp.where(age[i] >= 0, product, scale[i].astype(m.dtype) * m)
         return m, _layers.safe_norms(m, 0).reshape(())
 
@@ -209,7 +221,7 @@ def _scale(stack: Stack, factors: Factors) -> jax.Array:
     return jnp.where(mean > 0, jnp.where(mean > 0, mean, 1) ** (-1 / stack.exponent), 0)
 
 
-def _multiply(matrix: jax.Array, x: jax.Array, axis: int) -> jax.Array:
+def multiply(matrix: jax.Array, x: jax.Array, axis: int) -> jax.Array:
     """matrix ×ᵢ x: the product along one axis."""
     letters = string.ascii_lowercase[: x.ndim]
     result = letters.replace(letters[axis], "z")

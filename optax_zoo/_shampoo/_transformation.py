@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_zoo import _blocks, _checks, _grafting, _layers, _moments
-from optax_zoo._shampoo import _direction, _statistics
+from optax_zoo._shampoo import _direction, _options, _statistics
 from optax_zoo._shampoo._refresh import Refresher
 from optax_zoo._shampoo._roots import Roots, RootsRenewal
 from optax_zoo._shampoo._schedule import Refresh, Schedule
@@ -122,7 +122,7 @@ def scale_by_shampoo(
       for Deep Learning <https://arxiv.org/abs/2002.09018>`_, 2020.
     """
     _check_numbers(b1, b2, eps, exponent, init_epsilon, graft_to)
-    _check_options(nesterov, blocks, refresh, roots, mesh)
+    _options.check_options(nesterov, blocks, refresh, roots, mesh)
     _layers.check_layer_axes(layer_axes)
     schedule = Schedule(refresh, on_host=roots.on == "host")
     has_momentum = not _checks.is_zero(b1)
@@ -139,7 +139,7 @@ def scale_by_shampoo(
             who="shampoo",
             complex_remedy="wrap it in optax.contrib.split_real_and_imaginary",
         )
-        _check_callbacks(roots)
+        _options.check_callbacks(roots)
         leaves = jax.tree.leaves(params)
         _, stacks = cut(leaves, _layers.leading_axes(layer_axes, params))
         dtype = jnp.result_type(jnp.float32, *leaves)
@@ -246,28 +246,9 @@ def _advanced(
     refresher = Refresher(renewal, schedule, on_host=roots.on == "host")
     factors = tuple(map(_statistics.older, factors))
     factors = refresher.adopt_due(step, factors)  # what is begun below is due later
-    factors = _gathered(stacks, factors, gradients, finite, b2, schedule.gathers(step))
+    factors = _statistics.gather(stacks, factors, gradients, finite, b2, schedule.gathers(step))
     factors, nothing = refresher.begin(step, factors)
     return factors, *_preconditioned(plan, stacks, factors, momenta), nothing
-
-
-def _gathered(
-    stacks: Sequence[_statistics.Stack],
-    factors: Any,
-    blocks: Sequence[jax.Array],
-    finite: Sequence[jax.Array],
-    b2: Any,
-    now: jax.Array | bool,
-) -> tuple[_statistics.Factors, ...]:
-    """The statistics with this step's gradients, where it is time."""
-
-    def gather(factors):
-        return tuple(
-            _statistics.accumulate(s, f, blocks[s.group], finite[s.group], b2)
-            for s, f in zip(stacks, factors, strict=True)
-        )
-
-    return gather(factors) if now is True else jax.lax.cond(now, gather, lambda f: f, factors)
 
 
 def _preconditioned(
@@ -319,30 +300,3 @@ def _check_numbers(
             'graft_to is "adam" and b2 is 1: Adam\'s second moment is no sum; pass '
             "graft_to=optax.scale_by_rss() for AdaGrad's norm, or b2 < 1"
         )
-
-
-def _check_options(nesterov: Any, blocks: Any, refresh: Any, roots: Any, mesh: Any) -> None:
-    _checks.check_flag("nesterov", nesterov)
-    groups = {"blocks": (blocks, _blocks.Blocks), "refresh": (refresh, Refresh)}
-    for name, (value, kind) in {**groups, "roots": (roots, Roots)}.items():
-        if not isinstance(value, kind):
-            raise TypeError(
-                f"{name} must be a {kind.__name__}, got {value!r}; pass e.g. {kind.__name__}()"
-            )
-    if mesh is not None:
-        raise ValueError(
-            f"mesh must be None, got {mesh!r}: the state is not divided over devices; leave it out"
-        )
-
-
-def _check_callbacks(roots: Roots) -> None:
-    """Raises if roots are wanted from a host that JAX was told to do without."""
-    if roots.on == "device":
-        return
-    try:
-        jax.local_devices(backend="cpu")
-    except RuntimeError as error:
-        raise ValueError(
-            f"roots is {roots!r}, and JAX runs without a CPU backend; set JAX_PLATFORMS=cuda,cpu "
-            '(your platform, then cpu), or pass roots=Roots(on="device")'
-        ) from error
