@@ -25,7 +25,9 @@ def inspect(opt_state: Any, params: Any = None) -> dict[str, dict[str, float]]:
     - `iterations` of the root's computation;
     - `condition`: largest over smallest eigenvalue of the ridged statistic, estimated;
     - `failures`: refreshes that gave no usable root, all factors counted;
-    - `skipped`: gradients of a block that were not finite and counted as zero.
+    - `skipped`: gradients of a block that were not finite and counted as zero;
+    - `drift`, with `Refresh(drift_every=...)`: :math:`\max|W - I|` at the last correction, see
+      there; 0 before the first, infinite if it gave no usable root and the adopted one is used.
 
     Args:
       opt_state: A state, also one inside those of `optax.chain`, `optax.partition`,
@@ -57,7 +59,8 @@ def inspect(opt_state: Any, params: Any = None) -> dict[str, dict[str, float]]:
     for node in nodes:
         if not isinstance(node, _KNOWN):
             continue
-        columns = {name: _concrete(x) for name, x in node.report._asdict().items()}
+        quantities = node.report._asdict().items()
+        columns = {name: _concrete(x) for name, x in quantities if x is not None}
         names = _names(node, params, len(columns["age"]))
         for i, name in enumerate(names):
             unique = name if name not in found else f"{name} ({len(found)})"

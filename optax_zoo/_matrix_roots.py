@@ -165,13 +165,13 @@ def _root(
         top = eigenvalues[-1]
         spectrum = (jnp.maximum(eigenvalues / top, 0) + ridge) / (1 + ridge)
         half = vectors * (spectrum ** (-0.5 / p))[None, :]
-        root, iterations = _symmetric(_product(half, half.T)), 0
+        root, iterations = symmetric(product(half, half.T)), 0
         m = (a / top + ridge * identity) / (1 + ridge)
     else:
         top = _largest_eigenvalue(a)
         m = (a / top + ridge * identity) / (1 + ridge)
         root, iterations = iterate(m)
-    residual = jnp.max(jnp.abs(_product(_power(root, p), m) - identity))
+    residual = jnp.max(jnp.abs(product(power(root, p), m) - identity))
     scale = (top * (1 + ridge)) ** (-1 / p) * jnp.exp2(-(exponent % p).astype(a.dtype) / p)
     root = _times_power_of_two(root * scale, -(exponent // p))
     found = usable & jnp.isfinite(residual) & jnp.isfinite(root).all()
@@ -188,21 +188,23 @@ def _times_power_of_two(x: jax.Array, exponent: jax.Array) -> jax.Array:
     return x * jnp.ldexp(one, half) * jnp.ldexp(one, exponent - half)
 
 
-def _product(a: Matrix, b: Matrix) -> Matrix:
+def product(a: Matrix, b: Matrix) -> Matrix:
+    """a b at the precision of statistics."""
     return jnp.matmul(a, b, precision="highest")
 
 
-def _symmetric(a: Matrix) -> Matrix:
+def symmetric(a: Matrix) -> Matrix:
+    """The symmetric part."""
     return (a + a.T) / 2
 
 
-def _power(a: Matrix, p: int) -> Matrix:
+def power(a: Matrix, p: int) -> Matrix:
     """a^p by squaring, for a symmetric a."""
     if p == 1:
         return a
-    half = _power(a, p // 2)
-    square = _product(half, half)
-    return square if p % 2 == 0 else _product(square, a)
+    half = power(a, p // 2)
+    square = product(half, half)
+    return square if p % 2 == 0 else product(square, a)
 
 
 def _largest_eigenvalue(a: Matrix) -> jax.Array:
@@ -217,7 +219,7 @@ def _largest_eigenvalue(a: Matrix) -> jax.Array:
         w, previous = carry
         norm = jnp.linalg.norm(w)
         v = w / jnp.where(norm > 0, norm, 1)
-        w = _product(a, v) - norm * previous
+        w = product(a, v) - norm * previous
         diagonal = jnp.vdot(v, w, precision="highest")
         return (w - diagonal * v, v), (diagonal, norm)
 
@@ -258,8 +260,8 @@ def _newton(
 
     def step(now):
         t = ((p + 1) * identity - now.m) / p
-        m = _symmetric(_product(_power(t, p), now.m))
-        h = _product(now.h, t)
+        m = symmetric(product(power(t, p), now.m))
+        h = product(now.h, t)
         error = jnp.max(jnp.abs(m - identity))
         better = error < now.best_error
         # Far from I the entries' error may grow while every eigenvalue converges.
@@ -271,7 +273,7 @@ def _newton(
     h = z ** (1 / p) * identity
     start = _Newton(jnp.array(0), z * a, h, h, jnp.max(jnp.abs(z * a - identity)), jnp.array(True))
     last = jax.lax.while_loop(unfinished, step, start)
-    return _symmetric(last.best), last.step
+    return symmetric(last.best), last.step
 
 
 def _composed(a: Matrix, *, p: int, schedule: tuple[_minimax.Step, ...]) -> tuple[Matrix, int]:
@@ -280,8 +282,8 @@ def _composed(a: Matrix, *, p: int, schedule: tuple[_minimax.Step, ...]) -> tupl
     m, h = a, identity
     for number, step in enumerate(schedule, 1):
         s = step.slope * m + step.shift * identity
-        t = _minimax.polynomial(step.coefficients, s, identity, _product)
-        h = t if number == 1 else _product(h, t)
+        t = _minimax.polynomial(step.coefficients, s, identity, product)
+        h = t if number == 1 else product(h, t)
         if number < len(schedule):
-            m = _symmetric(_product(_power(t, p), m))
-    return _symmetric(h), len(schedule)
+            m = symmetric(product(power(t, p), m))
+    return symmetric(h), len(schedule)

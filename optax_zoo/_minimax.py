@@ -84,6 +84,14 @@ def schedule(p: int, ridge: float, tolerance: float) -> tuple[Step, ...]:
     raise AssertionError("no polynomial narrows the spectrum")
 
 
+@functools.lru_cache(maxsize=64)
+def best(p: int, lo: float, degree: int) -> Step:
+    """The one polynomial for eigenvalues from `lo` to 1; above 0 and bounded from 0 on."""
+    step, _, _ = _minimax(lo, 1 + 1e-4, p, degree)
+    assert step is not None, "no such polynomial in these products"
+    return step
+
+
 def _minimax(lo: float, hi: float, p: int, degree: int) -> tuple[Step | None, float, float]:
     """Remez: the T that minimises max |T(x) x^(1/p) - 1|, and the range of T(x) x^(1/p)."""
     x = np.geomspace(lo, hi, 4001)

@@ -39,6 +39,7 @@ class Setting:
     delay: int = 10
     start: int = 10
     statistics_every: int = 1
+    drift_every: int | None = None
     ridge: float = 1e-4
 
 
@@ -89,6 +90,9 @@ def layer_directions(grads: np.ndarray, s: Setting) -> np.ndarray:
             if due == t:
                 adopt(blocks, pending)
                 pending = None
+        if corrects(t, s):
+            for block in blocks:
+                block.correct()
         if not any(block.has_root() for block in blocks):
             out[t - 1] = alone[t - 1]
             continue
@@ -125,6 +129,14 @@ def snapshot_in_use(t: int, s: Setting) -> int:
     """The begin step whose roots precondition the gradient of step t; 0 before the first."""
     ready = [b for b in range(1, t + 1) if is_begin(b, s.every, s.start) and adopted_at(b, s) <= t]
     return max(ready, default=0)
+
+
+def corrects(t: int, s: Setting) -> bool:
+    """Drift is corrected every so often, and where roots are adopted."""
+    if s.drift_every is None:
+        return False
+    begins = [b for b in range(1, t + 1) if is_begin(b, s.every, s.start)]
+    return t % s.drift_every == 0 or t in [adopted_at(b, s) for b in begins]
 
 
 # --- blocks -----------------------------------------------------------------------------------
@@ -168,7 +180,8 @@ class Block:
         self.p = 2 * len(self.axes) if s.exponent is None else s.exponent
         self.sums = {i: s.init_epsilon * np.eye(shape[i]) for i in self.axes}
         self.weight = 0.0
-        self.roots: dict[int, np.ndarray | None] = dict.fromkeys(self.axes)
+        self.roots: dict[int, np.ndarray | None] = dict.fromkeys(self.axes)  # as adopted
+        self.used = self.roots
 
     def gather(self, g: np.ndarray) -> None:
         b2 = self.s.b2
@@ -184,12 +197,23 @@ class Block:
     def new_roots(self) -> dict[int, np.ndarray | None]:
         return {i: ridged_root(self.statistic(i), self.p, self.s.ridge) for i in self.axes}
 
+    def correct(self) -> None:
+        """H W^(-1/p) H with W = X^(p/2) S X^(p/2) and H = X^(1/2), by eigendecompositions."""
+        self.used = dict(self.roots)
+        for i, x in self.roots.items():
+            if x is not None:
+                s = self.statistic(i)
+                s = s + self.s.ridge * np.linalg.eigvalsh(s)[-1] * np.eye(len(s))
+                half, power = symmetric_power(x, 1 / 2), symmetric_power(x, self.p / 2)
+                w = power @ s @ power
+                self.used[i] = half @ symmetric_power((w + w.T) / 2, -1 / self.p) @ half
+
     def has_root(self) -> bool:
         return any(root is not None for root in self.roots.values())
 
     def precondition(self, m: np.ndarray) -> np.ndarray:
         for i in self.axes:
-            root = self.roots[i]
+            root = self.used[i]
             if root is None:
                 mean = np.trace(self.statistic(i)) / m.shape[i]
                 m = m * (mean ** (-1 / self.p) if mean > 0 else 1.0)
@@ -202,6 +226,12 @@ def adopt(blocks: Sequence[Block], roots: Sequence[dict[int, np.ndarray | None]]
     """A root that could not be computed leaves the one before it in use."""
     for block, new in zip(blocks, roots, strict=True):
         block.roots = {i: block.roots[i] if new[i] is None else new[i] for i in block.axes}
+        block.used = block.roots
+
+
+def symmetric_power(a: np.ndarray, power: float) -> np.ndarray:
+    values, vectors = np.linalg.eigh(a)
+    return (vectors * values**power) @ vectors.T
 
 
 def ridged_root(a: np.ndarray, p: int, ridge: float) -> np.ndarray | None:

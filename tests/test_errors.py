@@ -382,9 +382,9 @@ CASES: dict[str, Case] = {
         ("every is 536870912", "statistics_every 3", "shorter"),
     ),
     "drift_every": (
-        lambda: refresh(drift_every=2),
+        lambda: refresh(drift_every=0),
         ValueError,
-        ("drift_every", "got 2:", "`every`"),
+        ("drift_every", "got 0;", "None, or e.g. 10"),
     ),
     # How they are computed.
     "roots_method": (

@@ -300,7 +300,7 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "delay": [11, -1],
         "start": [0, 11],
         "statistics_every": [0],
-        "drift_every": [5],
+        "drift_every": [0, 2.5],
     },
     "Blocks": {"size": [1, -4, 2.5], "merge_below": [0], "one_sided_above": [-1]},
     "Roots": {"method": ["newton"], "on": ["tpu"], "ridge": [-1e-6, math.nan]},

@@ -58,7 +58,11 @@ def ours(
             one_sided_above=s.one_sided_above,
         ),
         refresh=zoo.Refresh(
-            every=s.every, delay=s.delay, start=s.start, statistics_every=s.statistics_every
+            every=s.every,
+            delay=s.delay,
+            start=s.start,
+            statistics_every=s.statistics_every,
+            drift_every=s.drift_every,
         ),
         roots=zoo.Roots(method=method, ridge=s.ridge, on=on, dtype=root_dtype),
     )

@@ -23,6 +23,7 @@ class LayerReport(NamedTuple):
       condition: Largest condition of its ridged statistics, estimated, float32.
       failures: Refreshes that gave no usable root, over all its factors, int32.
       skipped: Gradients of its blocks that were not finite and counted as zero, int32.
+      drift: Largest max|W − I| at the last drift correction, float32; None where there is none.
     """
 
     residual: jax.Array
@@ -31,25 +32,32 @@ class LayerReport(NamedTuple):
     condition: jax.Array
     failures: jax.Array
     skipped: jax.Array
+    drift: jax.Array | None = None
 
 
-def first_report(leaves: int) -> LayerReport:
+def first_report(leaves: int, *, drifts: bool = False) -> LayerReport:
     """The report before the first step, every array its own."""
     whole, real = jnp.int32, jnp.float32
-    kinds = LayerReport(real, whole, whole, real, whole, whole)
+    kinds = (real, whole, whole, real, whole, whole, *[real] * drifts)
     return LayerReport(*(jnp.zeros(leaves, kind) for kind in kinds))._replace(
         age=jnp.full(leaves, -1, whole)
     )
 
 
 def report(
-    plan: _blocks.Plan, stacks: Sequence[Stack], states: Sequence[Any], skipped: jax.Array
+    plan: _blocks.Plan,
+    stacks: Sequence[Stack],
+    states: Sequence[Any],
+    skipped: jax.Array,
+    *,
+    drifts: bool = False,
 ) -> LayerReport:
     """The worst of each leaf's factors."""
-    found = first_report(len(plan.cores))._replace(skipped=skipped)
+    found = first_report(len(plan.cores), drifts=drifts)._replace(skipped=skipped)
+    worst_of = ("residual", "age", "iterations", "condition", *["drift"] * drifts)
     for stack, factors in zip(stacks, states, strict=True):
         leaf = jnp.array(plan.groups[stack.group].leaf_of_block, jnp.int32)
-        for name in ("residual", "age", "iterations", "condition"):
+        for name in worst_of:
             worst = getattr(found, name).at[leaf].max(getattr(factors, name).max(axis=1))
             found = found._replace(**{name: worst})
         failures = found.failures.at[leaf].add(factors.failures.sum(axis=1, dtype=jnp.int32))

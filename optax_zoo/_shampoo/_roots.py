@@ -157,21 +157,27 @@ class RootsRenewal:
       stacks: The stacks of factors.
       roots: How their roots are computed.
       dtypes: What each stack's roots are kept in, by name.
+      halved: Whether the square roots of the roots are delivered, for drift correction.
     """
 
     stacks: tuple[Stack, ...]
     roots: Roots
     dtypes: tuple[str, ...]
+    halved: bool = False
 
     @property
     def task(self) -> HostRoots:
         """All roots as work for the host."""
         kinds = zip(self.stacks, self.dtypes, strict=True)
         return HostRoots(
-            tuple((s.order, s.factors, s.exponent, dtype) for s, dtype in kinds),
+            tuple((s.order, s.factors, self._exponent(s), dtype) for s, dtype in kinds),
             self.roots.method,
             self.roots.ridge,
         )
+
+    def _exponent(self, stack: Stack) -> int:
+        """Of what is delivered."""
+        return (1 + self.halved) * stack.exponent
 
     def deliveries(self) -> Sequence[Delivery]:
         """Shapes and dtypes of what the task gives."""
@@ -193,7 +199,10 @@ class RootsRenewal:
 
     def on_device(self, states: Sequence[Factors]) -> list[Delivery]:
         """The task's function inside the compiled step."""
-        return [_on_device(s, f, self.roots) for s, f in zip(self.stacks, states, strict=True)]
+        return [
+            _on_device(s, f, self.roots, self._exponent(s))
+            for s, f in zip(self.stacks, states, strict=True)
+        ]
 
     def adopt(
         self, states: Sequence[Factors], deliveries: Sequence[Delivery], age: Any
@@ -203,12 +212,12 @@ class RootsRenewal:
         return tuple(_adopted(*stack_and_more, age) for stack_and_more in found)
 
 
-def _on_device(stack: Stack, factors: Factors, roots: Roots) -> Delivery:
+def _on_device(stack: Stack, factors: Factors, roots: Roots, p: int) -> Delivery:
     """The same function inside the compiled step, in the statistics' dtype.
 
     Each rung is compiled into the step, so there is one more: the other method and more ridge.
     """
-    n, p = stack.order, stack.exponent
+    n = stack.order
     matrices = _triangles.second(factors.statistics).reshape(-1, n, n)
     dtype = factors.roots.dtype
     limit = _CERTIFIED[str(matrices.dtype)]

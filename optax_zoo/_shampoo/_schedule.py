@@ -26,7 +26,8 @@ class Refresh:
       delay: D, steps from begin to adoption, 0 … N; None: N for roots on the host, 0 on the device.
       start: S, the first refresh, 1 … N; None: the smaller of 10 and N.
       statistics_every: Steps from one gradient in the statistics to the next.
-      drift_every: Reserved, must be None.
+      drift_every: Steps from one correction of the roots in use toward the current statistics to
+        the next; a step that adopts roots corrects them too. None: they stay as adopted.
     """
 
     every: int = 10
@@ -40,9 +41,14 @@ class Refresh:
         _checks.check_integer(
             "statistics_every", self.statistics_every, at_least=1, remedy="pass 1 for every step"
         )
-        if math.lcm(self.every, self.statistics_every) >= _LONGEST:
+        if self.drift_every is not None:
+            _checks.check_integer(
+                "drift_every", self.drift_every, at_least=1, remedy="pass None, or e.g. 10"
+            )
+        if self.period >= _LONGEST:
+            drift = "" if self.drift_every is None else f", drift_every {self.drift_every!r}"
             raise ValueError(
-                f"every is {self.every!r} and statistics_every {self.statistics_every!r}: their "
+                f"every is {self.every!r}, statistics_every {self.statistics_every!r}{drift}: their "
                 f"least common multiple must be below {_LONGEST}; pass shorter intervals"
             )
         if self.delay is not None:
@@ -51,11 +57,11 @@ class Refresh:
         if self.start is not None:
             _checks.check_integer("start", self.start, at_least=1, remedy="pass None, or 1 … every")
             self._check_at_most_every("start", self.start)
-        if self.drift_every is not None:
-            raise ValueError(
-                f"drift_every must be None, got {self.drift_every!r}: roots are not corrected "
-                "between refreshes; pass a smaller `every` instead"
-            )
+
+    @property
+    def period(self) -> int:
+        """Steps after which everything periodic is where it was."""
+        return math.lcm(self.every, self.statistics_every, self.drift_every or 1)
 
     def _check_at_most_every(self, name: str, value: int) -> None:
         if value > self.every:
@@ -81,7 +87,8 @@ class Schedule:
         doublings = max(0, math.ceil(math.log2(self.every / start)))
         self.ramp = [start * 2**i for i in range(doublings)]
         self._statistics_every = refresh.statistics_every
-        self._period = math.lcm(self.every, refresh.statistics_every)
+        self._drift_every = refresh.drift_every
+        self._period = refresh.period
 
     def next_count(self, count: jax.Array) -> jax.Array:
         """count + 1, taken back by whole periods before it overflows."""
@@ -108,6 +115,11 @@ class Schedule:
             ramped = step == begin + early
             adopts, age = adopts | ramped, jnp.where(ramped, early, age)
         return adopts, age
+
+    def corrects(self, step: jax.Array) -> jax.Array:
+        """Whether the roots in use are corrected for the statistics' drift."""
+        adopts = self.begins(step) if self.delay == 0 else self.adopts(step)[0]
+        return (step % self._drift_every == 0) | adopts
 
 
 def _is_one_of(step: jax.Array, steps: list[int]) -> Any:

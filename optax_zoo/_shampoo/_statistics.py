@@ -47,6 +47,9 @@ class Factors(NamedTuple):
       iterations: (b, f), of the root in use.
       condition: (b, f), that of the ridged matrix, estimated.
       failures: (b, f), refreshes that gave no usable root.
+      corrected: Like the roots, what is used in their place under drift correction; None: they are.
+      drift: (b, f), max|W - I| at the last correction, 0 before the first, infinite where it gave
+        no usable root; None without drift correction.
     """
 
     statistics: jax.Array
@@ -57,6 +60,8 @@ class Factors(NamedTuple):
     iterations: jax.Array
     condition: jax.Array
     failures: jax.Array
+    corrected: jax.Array | None = None
+    drift: jax.Array | None = None
 
 
 # `Factors`, or another named tuple with its statistics, weight and age.
@@ -78,19 +83,27 @@ def stacks(plan: _blocks.Plan, exponent: int | None) -> tuple[Stack, ...]:
     )
 
 
-def init(stack: Stack, epsilon: Any, dtype: Any, root_dtype: Any) -> Factors:
+def init(
+    stack: Stack, epsilon: Any, dtype: Any, root_dtype: Any, *, drifts: bool = False
+) -> Factors:
     """Statistics start at ε·I."""
     n, shape = stack.order, (stack.length, len(stack.axes))
     start = _triangles.pack(epsilon * np.eye(n), np.zeros((n, n)))
+
+    def no_roots():
+        return jnp.zeros((-(-stack.factors // 2), n, n + 1), root_dtype or dtype)
+
     return Factors(
         statistics=jnp.tile(jnp.asarray(start, dtype), (*shape, 1, 1)),
         weight=jnp.zeros(stack.length, dtype),
-        roots=jnp.zeros((-(-stack.factors // 2), n, n + 1), root_dtype or dtype),
+        roots=no_roots(),
         age=jnp.full(shape, -1, jnp.int32),
         residual=jnp.zeros(shape, jnp.float32),
         iterations=jnp.zeros(shape, jnp.int32),
         condition=jnp.zeros(shape, jnp.float32),
         failures=jnp.zeros(shape, jnp.int32),
+        corrected=no_roots() if drifts else None,
+        drift=jnp.zeros(shape, jnp.float32) if drifts else None,
     )
 
 
@@ -149,8 +162,12 @@ def _unfolded_square(g: jax.Array, axis: int) -> jax.Array:
 def snapshot(factors: AnyFactors) -> AnyFactors:
     """Keeps the statistic of this moment, bias-corrected, as the one whose roots are begun."""
     running = _triangles.first(factors.statistics)
-    average = running / _gathered(factors)[:, None, None, None]
-    return factors._replace(statistics=_triangles.pack(running, average))
+    return factors._replace(statistics=_triangles.pack(running, average(factors)))
+
+
+def average(factors: Factors) -> jax.Array:
+    """The statistics of this moment, bias-corrected, (b, f, n, n)."""
+    return _triangles.first(factors.statistics) / _gathered(factors)[:, None, None, None]
 
 
 def _gathered(factors: Any) -> jax.Array:
@@ -163,10 +180,10 @@ def precondition(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """M ×₁ P₁ ×₂ P₂ … for each block of a group, its norm, and which blocks have a root at all.
 
-    P is the adopted root; a factor without one takes the scalar (tr L/n)^(−1/p).
+    P is the root in use, adopted or corrected since; a factor without one takes the scalar (tr L/n)^(−1/p).
     """
     stacks = [stack for stack, _ in parts]
-    packed = [factors.roots for _, factors in parts]
+    packed = [f.roots if f.corrected is None else f.corrected for _, f in parts]
     scales = [_scale(stack, factors) for stack, factors in parts]
     ages = [factors.age for _, factors in parts]
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_zoo import _blocks, _checks, _grafting, _layers, _moments
-from optax_zoo._shampoo import _direction, _options, _statistics
+from optax_zoo._shampoo import _direction, _drift, _options, _statistics
 from optax_zoo._shampoo._refresh import Refresher
 from optax_zoo._shampoo._roots import Roots, RootsRenewal
 from optax_zoo._shampoo._schedule import Refresh, Schedule
@@ -126,6 +126,7 @@ def scale_by_shampoo(
     _layers.check_layer_axes(layer_axes)
     schedule = Schedule(refresh, on_host=roots.on == "host")
     has_momentum = not _checks.is_zero(b1)
+    drifts = refresh.drift_every is not None
     decay = b2 if isinstance(b2, jax.Array) or b2 != 1 else None  # None: a sum
     other = graft_to not in (None, "adam") and optax.with_extra_args_support(graft_to)
 
@@ -143,7 +144,9 @@ def scale_by_shampoo(
         leaves = jax.tree.leaves(params)
         _, stacks = cut(leaves, _layers.leading_axes(layer_axes, params))
         dtype = jnp.result_type(jnp.float32, *leaves)
-        factors = tuple(_statistics.init(s, init_epsilon, dtype, roots.dtype) for s in stacks)
+        factors = tuple(
+            _statistics.init(s, init_epsilon, dtype, roots.dtype, drifts=drifts) for s in stacks
+        )
         graft = _moments.zeros(params) if graft_to == "adam" else None
         return ShampooState(
             count=jnp.zeros((), jnp.int32),
@@ -151,7 +154,7 @@ def scale_by_shampoo(
             graft=other.init(params) if other else graft,
             # One leaf for a tree without leaves, by which `optax.tree.map_params` finds its way.
             factors=factors if leaves else jnp.zeros(()),
-            report=_direction.first_report(len(leaves)),
+            report=_direction.first_report(len(leaves), drifts=drifts),
         )
 
     def magnitudes(structure, leaves, gradients, momenta, state, step, params, extra_args):
@@ -217,7 +220,9 @@ def scale_by_shampoo(
             mu=mu,
             graft=graft,
             factors=factors,
-            report=_direction.report(plan, stacks, factors, state.report.skipped + skipped),
+            report=_direction.report(
+                plan, stacks, factors, state.report.skipped + skipped, drifts=drifts
+            ),
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -242,12 +247,16 @@ def _advanced(
     On the zero something in the result must depend, see `Refresher.begin`.
     """
     schedule = Schedule(refresh, on_host=roots.on == "host")
-    renewal = RootsRenewal(stacks, roots, tuple(str(f.roots.dtype) for f in factors))
+    drifts = refresh.drift_every is not None
+    dtypes = tuple(str(f.roots.dtype) for f in factors)
+    renewal = RootsRenewal(stacks, roots, dtypes, halved=drifts)
     refresher = Refresher(renewal, schedule, on_host=roots.on == "host")
     factors = tuple(map(_statistics.older, factors))
     factors = refresher.adopt_due(step, factors)  # what is begun below is due later
     factors = _statistics.gather(stacks, factors, gradients, finite, b2, schedule.gathers(step))
     factors, nothing = refresher.begin(step, factors)
+    if drifts:
+        factors = _drift.corrected_if(schedule.corrects(step), stacks, factors, roots.ridge)
     return factors, *_preconditioned(plan, stacks, factors, momenta), nothing
 
 
