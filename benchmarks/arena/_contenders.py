@@ -72,16 +72,27 @@ def adamw(b2: float) -> Contender:
     return Contender(make, 3e-3, "optax")
 
 
-def shampoo(every: int, delay: int, **arguments: Any) -> Contender:
-    """Shampoo renewed every N steps, roots D steps late."""
-    refresh = zoo.Refresh(every=every, delay=delay)
+def shampoo(every: int, delay: int, drift: int | None = None, **arguments: Any) -> Contender:
+    """Shampoo renewed every N steps, roots D steps late, perhaps corrected between."""
+    refresh = zoo.Refresh(every, delay, start=1, drift_every=drift)
+    arguments = {"refresh": refresh, **arguments}
 
     def make(s: Setting) -> optax.GradientTransformation:
-        return zoo.shampoo(
-            s.schedule, weight_decay=s.decay, mask=matrices, **{"refresh": refresh, **arguments}
-        )
+        return zoo.shampoo(s.schedule, weight_decay=s.decay, mask=matrices, **arguments)
 
     return Contender(make, 1e-2)
+
+
+def soap(every: int, delay: int, **arguments: Any) -> Contender:
+    """SOAP renewed every N steps, bases D steps late; the first at once, as released."""
+    refresh = zoo.Refresh(every, delay, start=1)
+
+    def make(s: Setting) -> optax.GradientTransformation:
+        return zoo.soap(
+            s.schedule, weight_decay=s.decay, mask=matrices, refresh=refresh, **arguments
+        )
+
+    return Contender(make, 3e-3)
 
 
 def _sgd(s: Setting) -> optax.GradientTransformation:
@@ -180,5 +191,9 @@ CONTENDERS: dict[str, Contender] = BASELINES | {
     ),
     "shampoo": shampoo(10, 0),
     "shampoo N=10 D=10": shampoo(10, 10),
+    "shampoo N=10 D=10, corrected": shampoo(10, 10, drift=5),
     "shampoo N=50 D=15": shampoo(50, 15),
+    "shampoo N=50 D=15, corrected": shampoo(50, 15, drift=5),
+    "soap": soap(10, 0),
+    "soap N=10 D=10": soap(10, 10),
 }
