@@ -59,7 +59,7 @@ class Study:
             return self.error(name, middle * FINE**power, batch, seed)
 
         found = refined(error, widened(error, 2, trials), trials)
-        best = min(found, key=found.__getitem__)
+        best = lowest(found)
         return middle * FINE**best, min(found) < best < max(found)
 
     def _trained(self, name: str, batch: int) -> Trainer:
@@ -75,11 +75,16 @@ def steps_of(batch: int, share: float = 1.0) -> int:
     return max(1, round(share * images.workload(batch).steps))
 
 
+def lowest(found: Mapping[int, float]) -> int:
+    """The power of the lowest error; of equal ones, as if all diverged, the smaller power."""
+    return min(found, key=lambda power: (found[power], power))
+
+
 def widened(error: Callable[[int], float], step: int, most: int) -> dict[int, float]:
     """Power -> error at three powers, then beyond an edge for as long as that is the best."""
     found = {power: error(power) for power in (-step, 0, step)}
     while len(found) < most:
-        best = min(found, key=found.__getitem__)
+        best = lowest(found)
         if min(found) < best < max(found):
             break
         beyond = best + (step if best == max(found) else -step)
@@ -93,7 +98,7 @@ def refined(
     """Adds the untried power nearest to the best until there are as many as `trials`."""
     found = dict(found)
     while len(found) < trials:
-        best = min(found, key=found.__getitem__)
+        best = lowest(found)
         untried = set(range(min(found) - 1, max(found) + 2)) - set(found)
         nearest = min(untried, key=lambda power: (abs(power - best), power))
         found[nearest] = error(nearest)

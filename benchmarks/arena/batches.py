@@ -26,7 +26,7 @@ from rich.table import Table
 import optax_zoo as zoo
 from benchmarks.arena._contenders import CONTENDERS
 from benchmarks.arena._results import Results
-from benchmarks.arena._study import B2, KEY, Study, picture_folder, progress_bar, widened
+from benchmarks.arena._study import B2, KEY, Study, lowest, picture_folder, progress_bar, widened
 from benchmarks.arena.images import BASE, EPOCHS, IMAGES, TRAINING
 from benchmarks.arena.run import RESULTS, check_names
 
@@ -41,6 +41,7 @@ LINEAR = ("sgd", "lars")
 APART = 4.0  # between rates around the scaled one
 MOST = 6  # of them
 CHANCE = 99.0  # % of pairs that a guess gets wrong
+HOPELESS = 98.0  # errors above it say nothing about where the best rate is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +96,12 @@ def _cell(study: Study, name: str, tuned: float, multiple: int, seeds: int) -> C
 
     if multiple == 1:
         return Cell(rate, errors(rate), rate, errors(rate))
-    around = widened(lambda k: study.error(name, rate * APART**k, batch, 0), 1, MOST)
-    best = rate * APART ** min(around, key=around.__getitem__)
+
+    def error(power: int) -> float:
+        found = study.error(name, rate * APART**power, batch, 0)
+        return found if found < HOPELESS else math.inf
+
+    best = rate * APART ** lowest(widened(error, 1, MOST))
     return Cell(rate, errors(rate), best, errors(best))
 
 
