@@ -5,9 +5,8 @@
 
 As in the paper the learning rate is constant and a tenth of it in the last quarter (there from
 epoch 150 of 200). Every optimizer is tuned with the same number of trials, on a seed that is not
-among those shown; what is tuned is the first rate, and the bounds end at 100 times that, as in
-the authors' code. There is no weight decay. "No slower" and "no worse" mean: by less than two
-standard errors of the difference.
+among those shown; what is tuned is the first rate, and the bounds end at SGD's. There is no weight
+decay. "No slower" and "no worse" mean: by less than two standard errors of the difference.
 """
 
 import dataclasses
@@ -41,7 +40,7 @@ from benchmarks.arena.images import BASE, IMAGES
 from benchmarks.arena.run import RESULTS
 
 DROP_AT, DROP = 0.75, 0.1
-FINAL = 100  # AdaBound's final rate over its first: 0.1 and 1e-3 in the authors' code
+SGD = 0.01  # the best rate that the search below finds for it
 TUNING_SEED = 100
 
 
@@ -77,12 +76,13 @@ def contenders(share: float) -> dict[str, Contender]:
 
     def bound(make: Callable[..., optax.GradientTransformation]) -> Contender:
         def made(s: Setting) -> optax.GradientTransformation:
-            return make(schedule(s.peak), FINAL * s.peak, base_lr=s.peak, b2=s.b2)
+            # Its momentum averages, SGD's adds up: a tenth of the rate, at 0.9.
+            return make(schedule(s.peak), 10 * SGD, base_lr=s.peak, b2=s.b2)
 
         return Contender(made, 3e-3)
 
     return {
-        "sgd": Contender(lambda s: optax.sgd(schedule(s.peak), momentum=0.9), 0.01),
+        "sgd": Contender(lambda s: optax.sgd(schedule(s.peak), momentum=0.9), SGD),
         "adam": Contender(lambda s: optax.adam(schedule(s.peak), b2=s.b2), 3e-3),
         "adabound": bound(zoo.adabound),
         "amsbound": bound(zoo.amsbound),
