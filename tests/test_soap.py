@@ -342,12 +342,8 @@ def report(carry: Any, leaf: str) -> dict[str, float]:
 
 
 def bases_of(carry: Any) -> list[jax.Array]:
-    return [own.bases for own in optax.tree.get(carry[1], "bases", filtering=_is_tuple)]
-
-
-def _is_tuple(path: Any, value: Any) -> bool:
-    del path
-    return isinstance(value, tuple)
+    soap_state = carry[1][0]  # of the chain
+    return [own.bases for own in soap_state.bases]
 
 
 @contextlib.contextmanager
