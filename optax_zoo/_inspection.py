@@ -16,15 +16,18 @@ _KNOWN = (ShampooState, SoapState)
 def inspect(opt_state: Any, params: Any = None) -> dict[str, dict[str, float]]:
     r"""What a state knows of its layers, as plain floats for any tracker.
 
-    For each leaf under :func:`scale_by_shampoo`, the worst of its factors:
+    For each leaf under :func:`scale_by_shampoo` or :func:`scale_by_soap`, the worst of its factors:
 
     - `residual`: :math:`\max|X^p A - I|` of the roots in use, for the ridged statistic A scaled
-      to a largest eigenvalue of 1, before the root was rounded to its dtype;
-    - `age`: steps since the snapshot that a root in use was computed from; -1: none yet, or a
-      leaf that is not preconditioned;
-    - `iterations` of the root's computation;
-    - `condition`: largest over smallest eigenvalue of the ridged statistic, estimated;
-    - `failures`: refreshes that gave no usable root, all factors counted;
+      to a largest eigenvalue of 1, before the root was rounded to its dtype; of SOAP's bases the
+      larger of :math:`\max|Q^\top Q - I|` and the largest entry of :math:`Q^\top A Q` off the
+      diagonal;
+    - `age`: steps since the snapshot that a root or basis in use was computed from; -1: none yet,
+      or a leaf that is not preconditioned;
+    - `iterations` of the root's computation; 0 for SOAP;
+    - `condition`: largest over smallest eigenvalue of the ridged statistic, estimated; for SOAP of
+      the statistic itself, at most the inverse of its dtype's precision;
+    - `failures`: refreshes that gave no usable root or basis, all factors counted;
     - `skipped`: gradients of a block that were not finite and counted as zero;
     - `drift`, with `Refresh(drift_every=...)`: :math:`\max|W - I|` at the last correction, see
       there; 0 before the first, infinite if it gave no usable root and the adopted one is used.

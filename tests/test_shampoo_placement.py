@@ -1,6 +1,7 @@
-"""Shampoo where CPU tests do not go by themselves: inside shard_map, and an accelerator's form."""
+"""Shampoo and SOAP where CPU tests do not go: inside shard_map, and an accelerator's form."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,11 @@ BLOCKS = zoo.Blocks(size=4, merge_below=1)
 REFRESH = zoo.Refresh(every=2, start=1)
 
 
-SHAMPOO = zoo.shampoo(0.1, blocks=BLOCKS, refresh=REFRESH)
+OPTIMIZERS = {
+    "shampoo": zoo.shampoo(0.1, blocks=BLOCKS, refresh=REFRESH),
+    # eps is to cover rounding errors where a gradient's rank leaves nothing else.
+    "soap": zoo.soap(0.1, eps=1e-2, blocks=BLOCKS, refresh=REFRESH),
+}
 SHAPES = {"square": (8, 4), "tall": (7, 3), "bias": (5,)}
 
 
@@ -34,8 +39,8 @@ def problem(seed: int = 0):
 )
 @pytest.mark.parametrize("varying", [set(SHAPES), {"bias"}], ids=["all", "bias"])
 @pytest.mark.parametrize("state_given", [False, True])
-def test_inside_shard_map_each_device_steps_as_alone(varying, state_given):
-    tx = SHAMPOO
+@pytest.mark.parametrize("tx", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_inside_shard_map_each_device_steps_as_alone(tx, varying, state_given):
     first, second = problem(), problem(10)
     # The second device has leaves of its own where they vary.
     second = [
@@ -76,12 +81,20 @@ def _varying(x):
 
 
 @pytest.mark.parametrize("on", ["host", "device"])
-def test_all_blocks_at_once_step_as_one_after_the_other(on, monkeypatch):
-    roots = zoo.Roots(on=on)
-    tx = zoo.shampoo(0.1, blocks=BLOCKS, refresh=REFRESH, roots=roots)
+@pytest.mark.parametrize(
+    ("factory", "arguments"),
+    [
+        (zoo.shampoo, {"roots": zoo.Roots()}),
+        (zoo.soap, {"roots": zoo.Roots(method="eigh"), "eps": 1e-2}),
+    ],
+)
+def test_all_blocks_at_once_step_as_one_after_the_other(on, factory, arguments, monkeypatch):
+    make = functools.partial(factory, 0.1, blocks=BLOCKS, **arguments)
+    roots = dataclasses.replace(arguments["roots"], on=on)
+    tx = make(refresh=REFRESH, roots=roots)
     # The same schedule in other words, for which nothing has been traced yet.
     refresh = dataclasses.replace(REFRESH, delay=2 if on == "host" else 0)
-    other_tx = zoo.shampoo(0.1, blocks=BLOCKS, refresh=refresh, roots=roots)
+    other_tx = make(refresh=refresh, roots=roots)
     params, grads = problem()
     grads[1]["tall"] = grads[1]["tall"].at[6, 0].set(jnp.nan)
     found = steps(tx, params, tx.init(params), grads, jitted_step)

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 import soap_reference as reference
+from flax import nnx
 from soap_reference import Setting
 
 import optax_zoo as zoo
@@ -91,7 +92,7 @@ def compare(s: Setting, shapes=SMALL, *, tolerance=1e-8, dtype="float64", on="ho
 # Where a gradient's rounding errors meet a second moment of nothing else, eps is to cover them.
 FORMS: dict[str, tuple[Setting, dict[str, Any]]] = {
     "defaults": (Setting(), TREE),
-    "unmerged": (Setting(every=7, delay=0, start=4, merge_below=1), TREE),
+    "unmerged": (Setting(every=7, delay=0, start=4, merge_below=1), {"order_4": (2, 3, 2, 3)}),
     "nesterov": (Setting(nesterov=True, every=7, delay=3, start=3), SMALL),
     "no_momentum": (Setting(b1=0.0, every=5, delay=5, start=3), SMALL),
     "other_decays": (Setting(b1=0.8, b2=0.99, eps=1e-3, every=5, delay=1, start=3), SMALL),
@@ -110,7 +111,7 @@ def test_the_reference_comes_out_again(form):
 SHAPED: dict[str, tuple[Setting, dict[str, tuple[int, ...]]]] = {
     "blocked": (
         Setting(size=4, merge_below=1),
-        {"matrix": (10, 7), "tall": (9, 3), "order_3": (5, 2, 6), "vector": (9,)},
+        {"matrix": (6, 7), "order_3": (5, 2, 4)},
     ),
     "merged_then_blocked": (
         Setting(size=5, merge_below=12),
@@ -127,7 +128,7 @@ SHAPED: dict[str, tuple[Setting, dict[str, tuple[int, ...]]]] = {
     ),
     "stacked_by_leaf": (
         Setting(layer_axes={"heads": 2, "plain": 0, "experts": 1}, size=4),
-        {"heads": (2, 3, 5, 4), "plain": (3, 4, 5), "experts": (3, 6, 5)},
+        {"heads": (2, 2, 5, 4), "plain": (3, 4), "experts": (3, 4, 3)},
     ),
 }
 
@@ -247,8 +248,8 @@ def test_a_turn_keeps_the_norm_and_the_total_variance(x64):
     rng = np.random.default_rng(1)
     left, right = (np.linalg.qr(rng.normal(size=(n, n)))[0] for n in (4, 3))
     found, (mu, nu) = carried(left, right), moments()
-    back = left.T[None] @ np.asarray(found.mu) @ right[None]
-    np.testing.assert_allclose(back, mu, atol=1e-14)
+    back = left.T[None] @ np.array(found.mu) @ right[None]
+    np.testing.assert_allclose(back, np.asarray(mu), atol=1e-14)
     np.testing.assert_allclose(found.nu.sum((1, 2)), nu.sum((1, 2)), rtol=1e-13)
     assert np.all(np.asarray(found.nu) >= np.asarray(nu).min())
     assert np.all(np.asarray(found.nu) <= np.asarray(nu).max())
@@ -341,12 +342,8 @@ def report(carry: Any, leaf: str) -> dict[str, float]:
 
 
 def bases_of(carry: Any) -> list[jax.Array]:
-    return [own.bases for own in optax.tree.get(carry[1], "bases", filtering=_is_tuple)]
-
-
-def _is_tuple(path: Any, value: Any) -> bool:
-    del path
-    return isinstance(value, tuple)
+    soap_state = carry[1][0]  # of the chain
+    return [own.bases for own in soap_state.bases]
 
 
 @contextlib.contextmanager
@@ -465,6 +462,29 @@ def test_the_condition_is_that_of_the_statistic(on):
     found = zoo.inspect(tx.update(grads, tx.init(grads))[1], grads)
     np.testing.assert_allclose(found["w"]["condition"], 100, rtol=1e-5)
     np.testing.assert_allclose(found["s"]["condition"], 2.0**23, rtol=1e-5)  # nothing is left of 0
+
+
+def test_the_optimizer_of_nnx():
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    assert model.bias is not None
+    start = {"kernel": model.kernel[...], "bias": model.bias[...]}
+    tx = zoo.soap(0.1, eps=1e-3, refresh=zoo.Refresh(every=1, delay=0))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer, grads):
+        optimizer.update(model, grads)
+
+    grads = jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))  # not the parameters themselves
+    state = tx.init(start)
+    wanted = start
+    for _ in range(2):
+        step(model, optimizer, grads)
+        moves, state = tx.update(start, state)
+        wanted = optax.apply_updates(wanted, moves)
+    assert_close({"kernel": model.kernel[...], "bias": model.bias[...]}, wanted)
+    found = zoo.inspect(optimizer, grads)
+    assert (found["kernel"]["age"], found["bias"]["age"]) == (0, -1)
 
 
 def test_names_under_a_mask():
