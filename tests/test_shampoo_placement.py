@@ -15,6 +15,9 @@ REFRESH = zoo.Refresh(every=2, start=1)
 
 
 SHAMPOO = zoo.shampoo(0.1, blocks=BLOCKS, refresh=REFRESH)
+DRIFTING = zoo.shampoo(
+    0.1, blocks=BLOCKS, refresh=dataclasses.replace(REFRESH, delay=1, drift_every=1)
+)
 SHAPES = {"square": (8, 4), "tall": (7, 3), "bias": (5,)}
 
 
@@ -34,8 +37,8 @@ def problem(seed: int = 0):
 )
 @pytest.mark.parametrize("varying", [set(SHAPES), {"bias"}], ids=["all", "bias"])
 @pytest.mark.parametrize("state_given", [False, True])
-def test_inside_shard_map_each_device_steps_as_alone(varying, state_given):
-    tx = SHAMPOO
+@pytest.mark.parametrize("tx", [SHAMPOO, DRIFTING], ids=["plain", "drift"])
+def test_inside_shard_map_each_device_steps_as_alone(varying, state_given, tx):
     first, second = problem(), problem(10)
     # The second device has leaves of its own where they vary.
     second = [
