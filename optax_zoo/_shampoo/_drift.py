@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_zoo import _minimax, _triangles
+from optax_zoo import _blocks, _minimax, _triangles
 from optax_zoo._matrix_roots import power, product, symmetric
 from optax_zoo._shampoo import _statistics
 from optax_zoo._shampoo._statistics import Factors, Stack
@@ -38,7 +38,16 @@ def corrected_if(
     def correct(factors):
         return tuple(_corrected(s, f, ridge) for s, f in zip(stacks, factors, strict=True))
 
-    return jax.lax.cond(now, correct, lambda factors: factors, tuple(factors))
+    return jax.lax.cond(now, correct, lambda factors: factors, tuple(map(_varying, factors)))
+
+
+def _varying(factors: Factors) -> Factors:
+    """What a correction writes, typed like what it is made from; see `_blocks.varying_like`."""
+    sources = (factors.statistics, factors.weight, factors.roots, factors.age)
+    return factors._replace(
+        corrected=_blocks.varying_like(factors.corrected, sources),
+        drift=_blocks.varying_like(factors.drift, sources),
+    )
 
 
 def _corrected(stack: Stack, factors: Factors, ridge: float) -> Factors:
