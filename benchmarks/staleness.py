@@ -48,6 +48,8 @@ class Settings:
     """Peak learning rates, of which each cell takes the best."""
     adamw_rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 3e-3, 5e-3)
     """Peak learning rates of AdamW."""
+    drift_every: int | None = None
+    """Steps from one drift correction to the next, in every cell; None: there is none."""
     seed: int = 0
     """Seed of pictures, weights and batches."""
     markdown: Path | None = None
@@ -155,7 +157,9 @@ def main(settings: Settings) -> None:
         lines.append("| " + " | ".join(map(str, entries)) + " |")
 
     for every, delay, start in track(cells, "training", console=console):
-        refresh = zoo.Refresh(every=every, delay=delay, start=start)
+        refresh = zoo.Refresh(
+            every=every, delay=delay, start=start, drift_every=settings.drift_every
+        )
         make = partial(zoo.shampoo, refresh=refresh)
         value, rate = best([make], settings.rates, [0.1], data, settings)
         say(every, delay, start, adoptions(refresh, delay, settings.steps), f"{value:.2f}", rate)

@@ -24,6 +24,11 @@ class Step(NamedTuple):
     shift: float
     coefficients: tuple[float, ...]
 
+    def at(self, x: float) -> float:
+        """The polynomial's value."""
+        s = self.slope * x + self.shift
+        return float(polynomial(self.coefficients, s, 1.0, lambda a, b: a * b))
+
 
 # Degrees and the products that each takes.
 PRODUCTS = {2: 1, 4: 2, 8: 3}
@@ -82,14 +87,6 @@ def schedule(p: int, ridge: float, tolerance: float) -> tuple[Step, ...]:
                 after = cost + products + bool(steps) + (0 if finished else powers + 1)
                 heapq.heappush(queue, (after, high / low, low, high, (*steps, step)))
     raise AssertionError("no polynomial narrows the spectrum")
-
-
-@functools.lru_cache(maxsize=64)
-def best(p: int, lo: float, degree: int) -> Step:
-    """The one polynomial for eigenvalues from `lo` to 1; above 0 and bounded from 0 on."""
-    step, _, _ = _minimax(lo, 1 + 1e-4, p, degree)
-    assert step is not None, "no such polynomial in these products"
-    return step
 
 
 def _minimax(lo: float, hi: float, p: int, degree: int) -> tuple[Step | None, float, float]:

@@ -44,12 +44,12 @@ def turning(shapes: dict[str, tuple[int, ...]], steps: int = 40) -> dict[str, np
 
 # --- against exact arithmetic ------------------------------------------------------------------
 
-# Late enough that no eigenvalue of W is below the polynomial's range.
-SLOW = Setting(b2=0.98, exponent=2, every=8, delay=5, start=8, drift_every=3, ridge=1e-2)
-TOLERANCE = 0.045  # the polynomial's 2.1 % for each of two axes
+SLOW = Setting(b2=0.98, exponent=2, every=8, delay=5, start=4, drift_every=3, ridge=1e-2)
+TOLERANCE = 0.02  # the polynomials' 0.8 % for each of two axes, the ridge's
 FORMS = {
     "p_2": SLOW,
     "p_4": dataclasses.replace(SLOW, exponent=None),
+    "p_1": dataclasses.replace(SLOW, exponent=1),
     "p_3": dataclasses.replace(SLOW, exponent=3),
     "every_step": dataclasses.replace(SLOW, drift_every=1),
     "at_adoption_alone": dataclasses.replace(SLOW, drift_every=8, delay=8),
@@ -78,8 +78,7 @@ def test_the_formula_comes_out_again(form):
     compare(FORMS[form], SHAPES, tolerance=TOLERANCE)
 
 
-@pytest.mark.parametrize("on", ["host", "device"])
-@pytest.mark.parametrize("method", ["schur_newton", "eigh"])
+@pytest.mark.parametrize(("method", "on"), [("schur_newton", "device"), ("eigh", "host")])
 def test_both_methods_in_both_places_and_in_single_precision(method, on):
     compare(SLOW, SHAPES, tolerance=TOLERANCE, method=method, on=on, dtype="float32")
 
@@ -182,8 +181,9 @@ def test_the_state_grows_by_the_corrected_roots_alone():
     params = random_tree(0, shapes={"w": (8, 8)})
     without = zoo.scale_by_shampoo(refresh=dataclasses.replace(REFRESH, drift_every=None))
     with_drift = zoo.scale_by_shampoo(refresh=REFRESH)
-    assert without.init(params).factors[0].corrected is None
-    assert without.init(params).report.drift is None
+    state: Any = without.init(params)
+    assert state.factors[0].corrected is None
+    assert state.report.drift is None
     sizes = [sum(x.nbytes for x in jax.tree.leaves(t.init(params))) for t in (with_drift, without)]
     assert (
         sizes[0] - sizes[1] == 8 * 9 * 4 + 2 * 4 + 4
@@ -217,7 +217,8 @@ def test_gradients_that_vanish_or_are_not_finite_leave_finite_updates():
 
 def test_under_vmap_each_steps_as_alone():
     grads = noise(9)
-    tx = optimizer(roots=zoo.Roots(on="device"), refresh=zoo.Refresh(4, 2, 2, drift_every=3))
+    roots = zoo.Roots(method="eigh", on="device", ridge=1e-2)
+    tx = optimizer(roots=roots, refresh=zoo.Refresh(4, 2, 2, drift_every=3))
     both = [jax.tree.map(lambda x: jnp.stack([x, 2 * x.T.reshape(x.shape)]), g) for g in grads]
     state = jax.vmap(tx.init)(both[0])
     step = jax.jit(jax.vmap(tx.update))
@@ -333,11 +334,11 @@ def test_the_interval_of_corrections_is_kept_across_the_end_of_int32():
     assert (last + 1 - int(schedule.next_count(jnp.int32(last)))) % 28 == 0
 
 
-@pytest.mark.parametrize(("p", "products"), [(2, 8), (4, 9)])
+@pytest.mark.parametrize(("p", "products"), [(2, 13), (4, 14)])
 def test_the_products_of_one_correction(p, products):
     n = 24
     matrix = jax.ShapeDtypeStruct((n, n), jnp.float32)
     one = functools.partial(_drift._corrected_root, p=p, ridge=1e-4)
     age = jax.ShapeDtypeStruct((), jnp.int32)
-    text = jax.jit(one).lower(matrix, matrix, age).compile().as_text()
+    text = jax.jit(one).lower(matrix, matrix, age).compile().as_text() or ""
     assert len(re.findall(rf"f32\[{n},{n}\]\S* dot\(", text)) == products

@@ -17,6 +17,9 @@ REFRESH = zoo.Refresh(every=2, start=1)
 
 OPTIMIZERS = {
     "shampoo": zoo.shampoo(0.1, blocks=BLOCKS, refresh=REFRESH),
+    "corrected": zoo.shampoo(
+        0.1, blocks=BLOCKS, refresh=dataclasses.replace(REFRESH, delay=1, drift_every=1)
+    ),
     # eps is to cover rounding errors where a gradient's rank leaves nothing else.
     "soap": zoo.soap(0.1, eps=1e-2, blocks=BLOCKS, refresh=REFRESH),
 }

@@ -19,6 +19,10 @@ def state_rows(size: Size) -> list[Row]:
     configurations: dict[str, tuple[optax.GradientTransformation, float | None]] = {
         "default": (zoo.shampoo(1e-3, blocks=size.blocks), 2.55),
         "graft_to=None": (zoo.shampoo(1e-3, blocks=size.blocks, graft_to=None), 2.05),
+        "drift correction": (
+            zoo.shampoo(1e-3, blocks=size.blocks, refresh=zoo.Refresh(drift_every=10)),
+            None,
+        ),
         "b1=0": (zoo.shampoo(1e-3, blocks=size.blocks, b1=0), None),
         "roots in bfloat16": (zoo.shampoo(1e-3, blocks=size.blocks, roots=bf16), None),
         f"blocks of {n // 4}": (zoo.shampoo(1e-3, blocks=quarter), None),

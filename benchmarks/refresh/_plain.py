@@ -1,4 +1,4 @@
-"""A plain step, that neither begins nor adopts roots, against its own products."""
+"""A plain step, that neither begins nor adopts roots, against its own products and a correction."""
 
 import jax
 import jax.numpy as jnp
@@ -65,10 +65,12 @@ def rows(size: Size) -> list[Row]:
     off = zoo.Refresh(every=FOREVER)
     tx = zoo.shampoo(1e-3, blocks=size.blocks, refresh=off)
     plain, adam = _optimizer(size, tx), _optimizer(size, optax.adam(1e-3))
+    drifting = zoo.Refresh(every=FOREVER, drift_every=1)  # corrected in each step
+    correction = _optimizer(size, zoo.shampoo(1e-3, blocks=size.blocks, refresh=drifting))
     batched = _products(size)
     forms = ("ab,bc->ac", "ba,bc->ac", "ab,cb->ac")
     singles = [_chained(size, form) for form in forms]
-    interleave([plain, adam, batched, *singles], size.samples, "plain step")
+    interleave([plain, correction, adam, batched, *singles], size.samples, "plain step")
     single = min(singles, key=lambda program: program.best)
 
     def row(what, other, bar=None, note=""):
@@ -88,5 +90,11 @@ def rows(size: Size) -> list[Row]:
         row(f"plain step / 88 × the best single {size.order}³ product", single),
         Row("plain", "88 products batched / 88 × the best single one", batched.best / single.best),
         row("plain step / a step of optax.adam", adam, note=f"Adam {adam.best * 1e3:.3g} ms"),
+        Row(
+            "plain",
+            "a step with drift correction / plain step",
+            correction.best / plain.best,
+            note=f"{correction.best * 1e3:.3g} ms",
+        ),
         Row("plain", "temporaries of the plain step / Adam's state", plain.temporaries / adams),
     ]

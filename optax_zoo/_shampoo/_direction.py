@@ -32,7 +32,7 @@ class LayerReport(NamedTuple):
     condition: jax.Array
     failures: jax.Array
     skipped: jax.Array
-    drift: jax.Array | None = None
+    drift: Any = None
 
 
 def first_report(leaves: int, *, drifts: bool = False) -> LayerReport:

@@ -1,4 +1,4 @@
-r"""Drift correction: roots in use brought toward the current statistics, in eight products.
+r"""Drift correction: roots in use brought toward the current statistics on the device.
 
 The adopted root X belongs to a snapshot; the statistic S has moved on. The host delivers
 H = X^(1/2), and with S ridged as the snapshot was,
@@ -9,23 +9,24 @@ which is S^(−1/p) where S commutes with the snapshot, and X where nothing has 
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from optax_zoo import _minimax, _triangles
+from optax_zoo import _blocks, _minimax, _triangles
 from optax_zoo._matrix_roots import power, product, symmetric
 from optax_zoo._shampoo import _statistics
 from optax_zoo._shampoo._statistics import Factors, Stack
 
 Matrix = jax.Array
 
-# One polynomial of degree 8, three products, stands for W^(−1/p): at p = 2 within 2 % where
-# eigenvalues are above this fraction of the bound on the largest. Smaller ones count as if near it.
-_SMALLEST = 0.03
-_DEGREE = 8
+# The polynomials that stand for W^(−1/p) are right to this tolerance where eigenvalues are above
+# this fraction of the bound on the largest; smaller ones count as if they were near it.
+_SMALLEST = 1e-3
+_TOLERANCE = 0.01
 _POWER_STEPS = 16
 
 
@@ -37,7 +38,16 @@ def corrected_if(
     def correct(factors):
         return tuple(_corrected(s, f, ridge) for s, f in zip(stacks, factors, strict=True))
 
-    return jax.lax.cond(now, correct, lambda factors: factors, tuple(factors))
+    return jax.lax.cond(now, correct, lambda factors: factors, tuple(map(_varying, factors)))
+
+
+def _varying(factors: Factors) -> Factors:
+    """What a correction writes, typed like what it is made from; see `_blocks.varying_like`."""
+    sources = (factors.statistics, factors.weight, factors.roots, factors.age)
+    return factors._replace(
+        corrected=_blocks.varying_like(factors.corrected, sources),
+        drift=_blocks.varying_like(factors.drift, sources),
+    )
 
 
 def _corrected(stack: Stack, factors: Factors, ridge: float) -> Factors:
@@ -76,20 +86,29 @@ def _corrected_root(
 
 
 def _inverse_root(w: Matrix, p: int) -> tuple[Matrix, jax.Array]:
-    """W^(−1/p) to the polynomial's precision, and whether W's spectrum was fit for it."""
-    step = _minimax.best(p, _SMALLEST, _DEGREE)
-    identity = jnp.eye(len(w), dtype=w.dtype)
+    """W^(−1/p) to the polynomials' precision, and whether W's spectrum was fit for them."""
+    steps = _minimax.schedule(p, _SMALLEST, _TOLERANCE)
     square = product(w, w)
     bound = jnp.sqrt(jnp.linalg.norm(square))  # (Σλ⁴)^(1/4), λmax or above
-    w, square = w / bound, square / bound**2
-    s = step.slope * w + step.shift * identity
-    s_squared = step.slope**2 * square + 2 * step.slope * step.shift * w + step.shift**2 * identity
-    root = _minimax.polynomial(
+    m, square = w / bound, square / bound**2
+    root = t = _evaluated(steps[0], m, square)
+    for step in steps[1:]:
+        m = symmetric(product(power(t, p), m))
+        t = _evaluated(step, m, product(m, m))
+        root = product(root, t)
+    # The polynomials soar below 0, where only rounding can have brought an eigenvalue.
+    at_zero = math.prod(step.at(0.0) for step in steps)
+    return root * bound ** (-1 / p), _largest_eigenvalue(symmetric(root)) <= 2 * at_zero
+
+
+def _evaluated(step: _minimax.Step, m: Matrix, square: Matrix) -> Matrix:
+    """T(M), where M² is known already."""
+    identity = jnp.eye(len(m), dtype=m.dtype)
+    s = step.slope * m + step.shift * identity
+    s_squared = step.slope**2 * square + 2 * step.slope * step.shift * m + step.shift**2 * identity
+    return _minimax.polynomial(
         step.coefficients, s, identity, lambda a, b: s_squared if a is b else product(a, b)
     )
-    # The polynomial soars below 0, where only rounding can have brought an eigenvalue.
-    at_zero = _minimax.polynomial(step.coefficients, step.shift, 1.0, lambda a, b: a * b)
-    return root * bound ** (-1 / p), _largest_eigenvalue(root) <= 2 * at_zero
 
 
 def _largest_eigenvalue(a: Matrix) -> jax.Array:

@@ -70,11 +70,13 @@ class HostRoots:
       stacks: For each stack of factors (n, b·f, p, the roots' dtype by name).
       method: As in `Roots`.
       ridge: As in `Roots`.
+      squared: Whether the squares of the roots must be finite too, as they will be taken.
     """
 
     stacks: tuple[tuple[int, int, int, str], ...]
     method: str
     ridge: float
+    squared: bool = False
 
     @property
     def kinds(self) -> _items.Kinds:
@@ -97,21 +99,24 @@ class HostRoots:
         """(k, n, n) -> roots and records; a matrix that fails climbs the rungs alone."""
         ladder = rungs(self.method, self.ridge)
         roots, residuals, iterations = inverse_pth_roots(matrices, p, *ladder[0])
-        roots = _rounded(roots, dtype)
-        bad = ~_is_certified(roots, residuals)
+        roots, bad = _rounded(roots, dtype), ~self._is_certified(roots, residuals, dtype)
         hopeless = ~np.isfinite(matrices).all((1, 2)) | ~matrices.any((1, 2))
         for i in np.flatnonzero(bad & ~hopeless):
             for method, ridge in ladder[1:]:
                 root, residual, iteration = inverse_pth_roots(matrices[i : i + 1], p, method, ridge)
-                root = _rounded(root, dtype)
-                if _is_certified(root, residual)[0]:
-                    roots[i], residuals[i], iterations[i] = root[0], residual[0], iteration[0]
+                if self._is_certified(root, residual, dtype)[0]:
+                    roots[i] = _rounded(root[0], dtype)
+                    residuals[i], iterations[i] = residual[0], iteration[0]
                     bad[i] = False
                     break
         roots[bad] = 0
         record = np.stack([~bad, residuals, iterations, np.zeros(len(bad))], 1).astype(np.float32)
         record[~bad, 3] = _condition(np, matrices[~bad], roots[~bad].astype(np.float64), p)
         return roots, record
+
+    def _is_certified(self, roots: np.ndarray, residuals: np.ndarray, dtype: Any) -> np.ndarray:
+        usable = _is_finite(np, roots, dtype, squared=self.squared)
+        return (residuals <= _CERTIFIED["float64"]) & usable
 
     def join(self, results: list[Delivery]) -> tuple[Delivery, ...]:
         """One delivery for each stack."""
@@ -123,8 +128,12 @@ def _rounded(roots: np.ndarray, dtype: Any) -> np.ndarray:
         return roots.astype(dtype)
 
 
-def _is_certified(roots: np.ndarray, residuals: np.ndarray) -> np.ndarray:
-    return (residuals <= _CERTIFIED["float64"]) & np.isfinite(roots.astype(np.float64)).all((1, 2))
+def _is_finite(xp: Any, roots: Any, dtype: Any, *, squared: bool) -> Any:
+    """Whether roots, (k, n, n), or their squares are finite when rounded, (k,)."""
+    with np.errstate(all="ignore"):
+        # The square's largest entry is on its diagonal.
+        sizes = (roots * roots).sum(-1) if squared else xp.abs(roots).max(-1)
+        return xp.isfinite(sizes.astype(dtype)).all(-1)
 
 
 def _condition(xp: Any, matrices: Any, roots: Any, p: int) -> Any:
@@ -173,6 +182,7 @@ class RootsRenewal:
             tuple((s.order, s.factors, self._exponent(s), dtype) for s, dtype in kinds),
             self.roots.method,
             self.roots.ridge,
+            squared=self.halved,
         )
 
     def _exponent(self, stack: Stack) -> int:
@@ -200,7 +210,7 @@ class RootsRenewal:
     def on_device(self, states: Sequence[Factors]) -> list[Delivery]:
         """The task's function inside the compiled step."""
         return [
-            _on_device(s, f, self.roots, self._exponent(s))
+            _on_device(s, f, self.roots, self._exponent(s), squared=self.halved)
             for s, f in zip(self.stacks, states, strict=True)
         ]
 
@@ -212,7 +222,7 @@ class RootsRenewal:
         return tuple(_adopted(*stack_and_more, age) for stack_and_more in found)
 
 
-def _on_device(stack: Stack, factors: Factors, roots: Roots, p: int) -> Delivery:
+def _on_device(stack: Stack, factors: Factors, roots: Roots, p: int, *, squared: bool) -> Delivery:
     """The same function inside the compiled step, in the statistics' dtype.
 
     Each rung is compiled into the step, so there is one more: the other method and more ridge.
@@ -225,7 +235,7 @@ def _on_device(stack: Stack, factors: Factors, roots: Roots, p: int) -> Delivery
 
     def tried(method, ridge):
         root, info = inverse_pth_root(matrices, p, method=method, ridge=ridge)
-        good = (info.residual <= limit) & jnp.isfinite(root.astype(dtype)).all((1, 2))
+        good = (info.residual <= limit) & _is_finite(jnp, root, dtype, squared=squared)
         return jnp.where(good[:, None, None], root, 0), info.residual, info.iterations, good
 
     _, (other, _), (_, ridge), *_ = rungs(roots.method, roots.ridge)

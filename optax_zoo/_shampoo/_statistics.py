@@ -47,9 +47,10 @@ class Factors(NamedTuple):
       iterations: (b, f), of the root in use.
       condition: (b, f), that of the ridged matrix, estimated.
       failures: (b, f), refreshes that gave no usable root.
-      corrected: Like the roots, what is used in their place under drift correction; None: they are.
-      drift: (b, f), max|W - I| at the last correction, 0 before the first, infinite where it gave
-        no usable root; None without drift correction.
+      corrected: With drift correction, like the roots: what is used. The roots are then the square
+        roots of what was adopted. None: the roots are used.
+      drift: (b, f), max|W - I| at the last correction, 0 before the first, infinite where it was
+        refused; None without drift correction.
     """
 
     statistics: jax.Array
@@ -60,8 +61,8 @@ class Factors(NamedTuple):
     iterations: jax.Array
     condition: jax.Array
     failures: jax.Array
-    corrected: jax.Array | None = None
-    drift: jax.Array | None = None
+    corrected: Any = None
+    drift: Any = None
 
 
 # `Factors`, or another named tuple with its statistics, weight and age.
@@ -180,7 +181,8 @@ def precondition(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """M ×₁ P₁ ×₂ P₂ … for each block of a group, its norm, and which blocks have a root at all.
 
-    P is the root in use, adopted or corrected since; a factor without one takes the scalar (tr L/n)^(−1/p).
+    P is the root in use, as adopted or corrected since; a factor without one takes the scalar
+    (tr L/n)^(−1/p).
     """
     stacks = [stack for stack, _ in parts]
     packed = [f.roots if f.corrected is None else f.corrected for _, f in parts]
