@@ -110,9 +110,7 @@ def inverse_pth_root(
         iterate = None
     elif (
         static_ridge is not None
-        # In float32 and of low order, Newton's steps leave a hundredth of the residual.
-        and static_ridge
-        >= max(_minimax.LEAST_RIDGE, (1e4 if p <= 8 else 500) * float(jnp.finfo(dtype).eps))
+        and static_ridge >= _least_ridge(p, tolerance, float(jnp.finfo(dtype).eps))
         and p > 1
     ):
         steps = _minimax.schedule(p, static_ridge, tolerance or _minimax.TOLERANCE)
@@ -126,6 +124,14 @@ def inverse_pth_root(
         one = jax.vmap(one)
     root, info = one(matrix.astype(dtype))
     return root.astype(matrix.dtype), info
+
+
+def _least_ridge(p: int, tolerance: float | None, eps: float) -> float:
+    """Where the fixed polynomials begin to be the better choice."""
+    if tolerance is not None and tolerance >= 1e-2:
+        return 100 * eps  # rounding hides behind the tolerance
+    # In float32 and of low order, Newton's steps leave a hundredth of the residual.
+    return max(_minimax.LEAST_RIDGE, (1e4 if p <= 8 else 500) * eps)
 
 
 def _check(

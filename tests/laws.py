@@ -19,8 +19,7 @@ class Entry:
       factory: Builds the transformation.
       arguments: Given to the factory; its defaults hold for the others.
       converges: The arguments with which Optax's own suites see it converge on their problems,
-        Optax's own where it has the optimizer; None for a link without a learning rate, and
-        where another entry stands for this one.
+        Optax's own where it has the optimizer; None for a link without a learning rate.
       needs_params: Whether `update` needs the parameters: never, for the decay alone (then not
         at `weight_decay=0`) or always.
       complex_ok: Whether complex parameters work; otherwise `init` refuses them.
@@ -112,6 +111,5 @@ TABLE: dict[str, Entry] = {
     "graft": Entry(zoo.graft, _args(magnitude=zoo.scale_by_adax(), direction=zoo.scale_by_sign_momentum()), complex_ok=False),  # noqa: E501
     "shampoo": Entry(zoo.shampoo, _args(learning_rate=1e-2, weight_decay=0.1, refresh=zoo.Refresh(every=2, start=1), roots=zoo.Roots(ridge=1e-2)), _args(learning_rate=1e-2, refresh=zoo.Refresh(every=50)), "decay", complex_ok=False),  # noqa: E501
     "soap": Entry(zoo.soap, _args(learning_rate=1e-2, weight_decay=0.1, refresh=zoo.Refresh(every=2, start=1)), _args(learning_rate=1e-2, refresh=zoo.Refresh(every=50)), "decay", complex_ok=False),  # noqa: E501
-    "shampoo with drift": Entry(zoo.shampoo, _args(learning_rate=1e-2, weight_decay=0.1, refresh=zoo.Refresh(every=2, start=1, drift_every=1), roots=zoo.Roots(ridge=1e-2)), needs_params="decay", complex_ok=False),  # noqa: E501
 }
 # fmt: on

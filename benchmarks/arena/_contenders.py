@@ -194,6 +194,7 @@ CONTENDERS: dict[str, Contender] = BASELINES | {
     "shampoo N=10 D=10, corrected": shampoo(10, 10, drift=5),
     "shampoo N=50 D=15": shampoo(50, 15),
     "shampoo N=50 D=15, corrected": shampoo(50, 15, drift=5),
+    "shampoo on the device": shampoo(10, 0, roots=zoo.Roots(on="device", tolerance=0.1)),
     "soap": soap(10, 0),
     "soap N=10 D=10": soap(10, 10),
 }
