@@ -4,9 +4,10 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.core import Tracer
 
-from optax_zoo import _layers
+from optax_zoo import _checks, _layers
 from optax_zoo._shampoo._soap import InBases, SoapState
 from optax_zoo._shampoo._transformation import ShampooState
 
@@ -66,6 +67,37 @@ def inspect(opt_state: Any, params: Any = None) -> dict[str, dict[str, float]]:
             unique = name if name not in found else f"{name} ({len(found)})"
             found[unique] = {quantity: float(x[i]) for quantity, x in columns.items()}
     return found
+
+
+def state_bytes(tx: optax.GradientTransformation, params: Any) -> int:
+    """How many bytes the state of an optimizer takes, without allocating them.
+
+    Over all devices together, an array that is copied to several counted once.
+
+    Args:
+      tx: Any gradient transformation, of Optax too.
+      params: The parameters, or their shapes (`jax.eval_shape`).
+
+    Returns:
+      The bytes of all arrays in `tx.init(params)`.
+
+    Raises:
+      TypeError: If `tx` is not a gradient transformation; what `tx.init` raises.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, optax_zoo as zoo
+      >>> params = {"w": jax.ShapeDtypeStruct((50_000, 50_000), jnp.float32)}
+      >>> zoo.state_bytes(zoo.lion(1e-4), params) / 1e9
+      10.0
+      >>> zoo.state_bytes(optax.adam(1e-3), params) / zoo.state_bytes(zoo.lion(1e-4), params)
+      2.0000000004
+
+    References:
+      `jax.eval_shape <https://docs.jax.dev/en/latest/_autosummary/jax.eval_shape.html>`_.
+    """
+    _checks.check_transformation("tx", tx)
+    state = jax.eval_shape(tx.init, params)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
 
 
 def _concrete(x: Any) -> np.ndarray:

@@ -256,7 +256,7 @@ def needs_more(learning_rate, loss_fn):
     ],
 )
 def test_errors_take_one_line_and_name_the_remedy(more, words, text, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(zoo, "needs_more", needs_more, raising=False)
+    monkeypatch.setattr(optax, "needs_more", needs_more, raising=False)
     assert call(text, tmp_path / "run", *more.split()) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
