@@ -123,7 +123,10 @@ def check_update(name: str, optimizer: optax.GradientTransformation, params: Any
 
 def root_status(opt_state: Any) -> str:
     """How old Shampoo's roots are and the worst residual among them; empty for others."""
-    layers = zoo.inspect(opt_state).values()
+    # Others would be read in full, in every step.
+    kinds = (zoo.ShampooState, zoo.SoapState)
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))
+    layers = zoo.inspect([node for node in nodes if isinstance(node, kinds)]).values()
     with_roots = [layer for layer in layers if layer["age"] >= 0]
     if not with_roots:
         return "no roots yet" if layers else ""
