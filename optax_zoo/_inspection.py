@@ -79,6 +79,7 @@ def inspect(opt_state: Any, params: Any = None) -> dict[str, dict[str, float]]:
 
     Raises:
       TypeError: Inside `jit`.
+      ValueError: If `opt_state` is several states stacked by `jax.vmap`, where that shows.
 
     Examples:
       >>> import jax.numpy as jnp, optax_zoo as zoo
@@ -123,15 +124,15 @@ def inspect(opt_state: Any, params: Any = None) -> dict[str, dict[str, float]]:
 
 
 def _report(state: ShampooState | SoapState) -> Columns:
-    return {name: _concrete(x) for name, x in state.report._asdict().items() if x is not None}
+    return {name: _vector(x) for name, x in state.report._asdict().items() if x is not None}
 
 
 def _trust_ratio(state: LayerwiseTrustRatioState) -> Columns:
-    return {"trust_ratio": _concrete(state.trust_ratio)}
+    return {"trust_ratio": _vector(state.trust_ratio)}
 
 
 def _bounded_rates(state: DynamicBoundsState) -> Columns:
-    scale, eps, lower, upper = _concrete(state.clipping).astype(np.float64)
+    scale, eps, lower, upper = _vector(state.clipping).astype(np.float64)
     ruling = state.nu if state.nu_max is None else state.nu_max
     raw = [_over(scale, np.sqrt(v) + eps) for v in _arrays(ruling)]
     return {
@@ -159,7 +160,7 @@ def _amos_slots(state: AmosState) -> Columns:
 def _gains(state: ExponentiatedGainsState) -> Columns:
     gains = _arrays(state.gains)
     return {
-        "scale": np.broadcast_to(_concrete(state.scale), len(gains)),
+        "scale": np.broadcast_to(_vector(state.scale), len(gains)),
         **_quantiles("gain", gains),
     }
 
@@ -222,6 +223,17 @@ def _concrete(x: Any) -> np.ndarray:
     if isinstance(x, Tracer):
         raise TypeError(f"opt_state holds the traced {x!r}; call inspect outside jit")
     return np.asarray(x)
+
+
+def _vector(x: Any) -> np.ndarray:
+    """One number for each leaf, or one for all."""
+    x = _concrete(x)
+    if x.ndim > 1:
+        raise ValueError(
+            f"opt_state holds {x.ndim - 1} axes before those of one optimizer's state, as after "
+            "jax.vmap; inspect them one by one, e.g. jax.tree.map(lambda x: x[0], opt_state)"
+        )
+    return x
 
 
 def _arrays(tree: Any) -> list[np.ndarray]:

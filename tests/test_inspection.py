@@ -370,6 +370,17 @@ def test_no_traced_state(name):
         jax.jit(lambda s: zoo.inspect(s) and s)(state)
 
 
+@pytest.mark.parametrize("name", ["lamb", "adabound", "egdd", "shampoo", "soap"])
+def test_stacked_states_are_refused(name):
+    tx = MAKERS[name]()
+    params = {"w": jnp.ones((3, 2, 2))}
+    stacked = jax.vmap(tx.init)(params)
+    with pytest.raises(ValueError, match=r"opt_state holds 1 axes before .*one by one"):
+        zoo.inspect(stacked, params)
+    one = jax.tree.map(lambda x: x[0], stacked)
+    assert set(zoo.inspect(one, params)) == {"w"}
+
+
 MASK = {"block": {"kernel": True, "bias": False}, "head": [True]}
 
 
