@@ -40,8 +40,8 @@ def inspect(opt_state: Any, params: Any = None) -> dict[str, dict[str, float]]:
       shares of coordinates whose rate a bound changed; all 0 before the first update;
     - under :func:`scale_by_adax`: `rate_p10`, `rate_p50` and `rate_p90` of
       :math:`1/\sqrt{\hat v}`, times the learning rate a coordinate's rate but for
-      :math:`\varepsilon`, among those that have seen a gradient; `unseen`, the share of the
-      others, with rates 0 where there are no others;
+      :math:`\varepsilon`, among coordinates that have seen a gradient (0 if none has); `unseen`,
+      the share of the others;
     - under :func:`scale_by_amos`: `second_moment` and `decayed`, the means of :math:`v`, not
       corrected for its start at 0, and of :math:`b`, by which rates and decay fall;
     - under :func:`scale_by_exponentiated_gains`, so :func:`egdd`: `scale`, and `gain_p10`,
@@ -56,12 +56,15 @@ def inspect(opt_state: Any, params: Any = None) -> dict[str, dict[str, float]]:
     For each leaf under :func:`scale_by_shampoo` or :func:`scale_by_soap`, the worst of its factors:
 
     - `residual`: :math:`\max|X^p A - I|` of the roots in use, for the ridged statistic A scaled
-      to a largest eigenvalue of 1, before the root was rounded to its dtype;
-    - `age`: steps since the snapshot that a root in use was computed from; -1: none yet, or a
-      leaf that is not preconditioned;
-    - `iterations` of the root's computation;
-    - `condition`: largest over smallest eigenvalue of the ridged statistic, estimated;
-    - `failures`: refreshes that gave no usable root, all factors counted;
+      to a largest eigenvalue of 1, before the root was rounded to its dtype; of SOAP's bases the
+      larger of :math:`\max|Q^\top Q - I|` and the largest entry of :math:`Q^\top A Q` off the
+      diagonal;
+    - `age`: steps since the snapshot that a root or basis in use was computed from; -1: none yet,
+      or a leaf that is not preconditioned;
+    - `iterations` of the root's computation; 0 for SOAP;
+    - `condition`: largest over smallest eigenvalue of the ridged statistic, estimated; for SOAP of
+      the statistic itself, at most the inverse of its dtype's precision;
+    - `failures`: refreshes that gave no usable root or basis, all factors counted;
     - `skipped`: gradients of a block that were not finite and counted as zero;
     - `drift`, with `Refresh(drift_every=...)`: :math:`\max|W - I|` at the last correction, see
       there; 0 before the first, infinite if it gave no usable root and the adopted one is used.
