@@ -83,10 +83,17 @@ def named(
     return Contender(lambda s: zoo.create(name, s.schedule, **arguments(s)), rate, flat=flat)
 
 
-def shampoo(every: int, delay: int, **arguments: Any) -> Contender:
-    """Shampoo renewed every N steps, roots D steps late."""
-    always = {"mask": matrices, "refresh": zoo.Refresh(every=every, delay=delay), **arguments}
+def shampoo(every: int, delay: int, drift: int | None = None, **arguments: Any) -> Contender:
+    """Shampoo renewed every N steps, roots D steps late, perhaps corrected between."""
+    refresh = zoo.Refresh(every, delay, start=1, drift_every=drift)
+    always = {"mask": matrices, "refresh": refresh, **arguments}
     return named("shampoo", 1e-2, lambda s: {"weight_decay": s.decay, **always})
+
+
+def soap(every: int, delay: int, **arguments: Any) -> Contender:
+    """SOAP renewed every N steps, bases D steps late; the first at once, as released."""
+    always = {"mask": matrices, "refresh": zoo.Refresh(every, delay, start=1), **arguments}
+    return named("soap", 3e-3, lambda s: {"weight_decay": s.decay, **always})
 
 
 def _sgd(s: Setting) -> optax.GradientTransformation:
@@ -194,5 +201,9 @@ CONTENDERS: dict[str, Contender] = BASELINES | {
     "exponentiated gradient": named("exponentiated_gradient", 0.1, lambda _: {"domain": "signed"}),
     "shampoo": shampoo(10, 0),
     "shampoo N=10 D=10": shampoo(10, 10),
+    "shampoo N=10 D=10, corrected": shampoo(10, 10, drift=5),
     "shampoo N=50 D=15": shampoo(50, 15),
+    "shampoo N=50 D=15, corrected": shampoo(50, 15, drift=5),
+    "soap": soap(10, 0),
+    "soap N=10 D=10": soap(10, 10),
 }

@@ -1,10 +1,10 @@
 """The protocol: equal tuning, a target fixed first, and the smallest budget that reaches it."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.arena._contenders import BASELINES, CONTENDERS
+from benchmarks.arena._contenders import BASELINES, CONTENDERS, Contender
 from benchmarks.arena._results import Record, Results
 from benchmarks.arena._training import Trainer
 from benchmarks.arena._workload import Workload
@@ -36,8 +36,12 @@ def mean(scores: Sequence[float | None]) -> float:
     return statistics.fmean(found) if found and len(found) == len(scores) else float("inf")
 
 
+class Missing(Exception):
+    """A run that is not finished, where none may be made."""
+
+
 class Arena:
-    """One workload: asks for runs, which come from the file or are made."""
+    """One workload: asks for runs, which come from the file or, unless `only_known`, are made."""
 
     def __init__(
         self,
@@ -46,9 +50,12 @@ class Arena:
         *,
         steps: int | None = None,
         seeds: Sequence[int] = SEEDS,
+        contenders: Mapping[str, Contender] = CONTENDERS,
+        only_known: bool = False,
         said: Callable[[str], None] = lambda _: None,
     ):
         self.workload, self.results, self.said = workload, results, said
+        self.contenders, self.only_known = contenders, only_known
         self.steps, self.seeds = steps or workload.steps, seeds
         self.b2 = DEFAULT_B2
         self._data: Any = None
@@ -60,6 +67,8 @@ class Arena:
         asked = {"contender": name, "b2": self.b2, "rate": rate, "steps": steps, "seed": seed}
         if (known := self.results.get(asked)) is not None:
             return known
+        if self.only_known:
+            raise Missing(f"{name} at {rate:g}, {steps} steps, seed {seed}")
         self.said(f"{name}, rate {rate:g}, {steps} steps, seed {seed}")
         found = self.trainer(name).run(rate, steps, seed)
         return self.results.add(
@@ -75,7 +84,7 @@ class Arena:
         """The contender's compiled step; only the latest is kept."""
         if self._trainer is None or self._trainer[0] != (name, self.b2):
             self._data = self.workload.data() if self._data is None else self._data
-            trainer = Trainer(self.workload, CONTENDERS[name], self.b2, self._data)
+            trainer = Trainer(self.workload, self.contenders[name], self.b2, self._data)
             self._trainer = (name, self.b2), trainer
         return self._trainer[1]
 
@@ -84,19 +93,21 @@ class Arena:
         return mean([self.run(name, rate, share, seed)["score"]])
 
     def tune(self, name: str, share: float = 1.0) -> float:
-        """The best rate of five a factor √10 apart, more while an edge wins, and two between."""
-        grid = {i: CONTENDERS[name].rate * COARSE**i for i in (-2, -1, 0, 1, 2)}
+        """The best rate of three a factor √10 apart, more while an edge wins, then two between."""
+        middle = self.contenders[name].rate
+        grid = {i: middle * COARSE**i for i in (-1, 0, 1)}
         scores = {i: self.score(name, rate, share) for i, rate in grid.items()}
         while len(scores) < MOST_TRIALS and (
             (best := min(scores, key=scores.__getitem__)) in (min(scores), max(scores))
         ):
             new = best + (1 if best == max(scores) else -1)
-            grid[new] = CONTENDERS[name].rate * COARSE**new
+            grid[new] = middle * COARSE**new
             scores[new] = self.score(name, grid[new], share)
-        middle = grid[min(scores, key=scores.__getitem__)]
-        return self._best(name, [middle, middle / FINE, middle * FINE], share)
+        best = grid[min(scores, key=scores.__getitem__)]
+        return self.best(name, [best, best / FINE, best * FINE], share)
 
-    def _best(self, name: str, rates: Sequence[float], share: float) -> float:
+    def best(self, name: str, rates: Sequence[float], share: float = 1.0) -> float:
+        """The rate with the best score."""
         return min(rates, key=lambda rate: self.score(name, rate, share))
 
     def seeded(self, name: str, rate: float, share: float = 1.0) -> Trials:
@@ -106,33 +117,33 @@ class Arena:
     def baseline(self) -> tuple[str, Trials]:
         """AdamW at the decay of its second moment that suits it best here: the target."""
         self.b2 = DEFAULT_B2
-        tuned = {name: self.tune(name) for name in BASELINES}
-        name = min(tuned, key=lambda name: self.score(name, tuned[name]))
-        found = self.seeded(name, tuned[name])
-        self.b2 = float(name.partition("=")[2])
-        return name, found
+        found = {name: self.seeded(name, self.tune(name)) for name in BASELINES}
+        best = min(found, key=lambda name: found[name].mean)
+        self.b2 = float(best.partition("=")[2])
+        return best, found[best]
 
     def full(self, name: str, target: float) -> Trials:
         """The tuned contender at the full budget, with every seed if it comes near the target."""
         rate = self.tune(name)
-        if self.score(name, rate) > NEAR * target:
-            return Trials(rate, [self.run(name, rate)["score"]])
-        return self.seeded(name, rate)
+        return self.reaching(name, rate, 1.0, target)
 
     def ladder(self, name: str, full: Trials, target: float) -> dict[float, Trials]:
-        """Smaller budgets, each at the best of three rates, until one misses the target."""
+        """Smaller budgets at the same rate, at its neighbours where that misses, until all miss."""
         found, rate = {1.0: full}, full.rate
         for share in SHARES:
             if list(found.values())[-1].mean > target:
                 break
-            rate = self._best(name, [rate, rate / FINE, rate * FINE], share)
-            missed = self.score(name, rate, share) > NEAR * target
-            found[share] = (
-                Trials(rate, [self.run(name, rate, share)["score"]])
-                if missed
-                else self.seeded(name, rate, share)
-            )
+            found[share] = self.reaching(name, rate, share, target)
+            if found[share].mean > target:
+                rate = self.best(name, [rate, rate / FINE, rate * FINE], share)
+                found[share] = self.reaching(name, rate, share, target)
         return found
+
+    def reaching(self, name: str, rate: float, share: float, target: float) -> Trials:
+        """Runs of every seed, or one that shows that the target is out of reach."""
+        if self.score(name, rate, share) > NEAR * target:
+            return Trials(rate, [self.run(name, rate, share)["score"]])
+        return self.seeded(name, rate, share)
 
 
 def smallest_share(ladder: dict[float, Trials], target: float) -> float | None:

@@ -1,0 +1,83 @@
+"""The report's pictures."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from benchmarks.arena._protocol import KEY, SHARES
+from benchmarks.arena._results import Results
+from benchmarks.arena._verdicts import Standing
+from benchmarks.arena._workloads import WORKLOADS
+
+COLOURS = {
+    "autoencoder": "#d1495b",
+    "language_model": "#00798c",
+    "matrix": "#edae49",
+    "softmax": "#66618c",
+}
+SHOWN = ("nadamw", "lion", "lamb", "muon", "soap", "shampoo")
+MISSED = 1.15  # where a contender that does not reach the target stands
+
+
+def shares(standings: Mapping[str, Standing], path: Path) -> None:
+    """A line for each contender, a dot for each workload: the share of AdamW's steps it needs."""
+    names = {name for standing in standings.values() for name in standing.verdicts}
+
+    def place(name: str, workload: str) -> float:
+        verdict = standings[workload].verdicts.get(name)
+        return MISSED if verdict is None or verdict.share is None else verdict.share
+
+    ranked = sorted(names, key=lambda n: sum(place(n, w) for w in standings), reverse=True)
+    figure, axes = plt.subplots(figsize=(9, 0.32 * len(ranked) + 1.4), layout="constrained")
+    axes.axvspan(0.2, 1.0, color="#eef4ee", zorder=0)
+    axes.axvline(1.0, color="0.4", linewidth=1)
+    offsets = np.linspace(0.24, -0.24, len(standings))
+    for workload, offset in zip(standings, offsets, strict=True):
+        x = [place(name, workload) for name in ranked]
+        y = np.arange(len(ranked)) + offset
+        axes.scatter(x, y, s=34, color=COLOURS[workload], label=WORKLOADS[workload].title, zorder=3)
+    axes.set_yticks(range(len(ranked)), ranked)
+    ticks = [*reversed(SHARES), 1.0]
+    axes.set_xticks([*ticks, MISSED], [*(f"{t:g}" for t in ticks), "not\nreached"])
+    axes.set_xlim(0.2, 1.22)
+    axes.set_ylim(-0.6, len(ranked) - 0.4)
+    axes.set_xlabel("share of AdamW's steps after which AdamW's best result is reached")
+    axes.grid(axis="y", color="0.92")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def curves(standings: Mapping[str, Standing], results: Path, path: Path) -> None:
+    """Training loss of tuned runs at the full budget, one panel for each workload."""
+    columns = 2
+    figure, panels = plt.subplots(
+        -(-len(standings) // columns),
+        columns,
+        figsize=(9, 6.5),
+        layout="constrained",
+        squeeze=False,
+    )
+    for axes, (workload, standing) in zip(panels.flat, standings.items(), strict=False):
+        runs = {
+            (r["contender"], r["rate"]): r["curve"]
+            for r in Results(results / f"{workload}.jsonl", KEY)
+            if r["steps"] == WORKLOADS[workload].steps and r["seed"] == 0
+        }
+        tuned = {standing.baseline: standing.target.rate}
+        tuned |= {n: standing.verdicts[n].full.rate for n in SHOWN if n in standing.verdicts}
+        for number, (name, rate) in enumerate(tuned.items()):
+            steps, losses = zip(*runs[name, float(f"{rate:.3g}")], strict=True)
+            style = {"color": "black", "linewidth": 2} if number == 0 else {"color": f"C{number}"}
+            axes.plot(steps, losses, label=name, **style)
+        axes.set_yscale("log")
+        axes.set_title(WORKLOADS[workload].title, fontsize=10)
+        axes.set_xlabel("step")
+        axes.set_ylabel(f"training loss, {WORKLOADS[workload].unit}", fontsize=8)
+        axes.legend(fontsize=8, frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,158 @@
+"""Where Shampoo's defaults come from: each changed alone, on half of the workloads and the other.
+
+    python -m benchmarks.arena.defaults
+
+At a quarter of each budget, at the best of three learning rates around the tuned one, two seeds. A
+default is set on the autoencoder and the matrix, and confirmed on the others.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+import tyro
+from rich.progress import track
+
+import optax_zoo as zoo
+from benchmarks.arena._contenders import Contender, Setting, matrices
+from benchmarks.arena._markdown import table
+from benchmarks.arena._protocol import COARSE, KEY, Arena, Missing, Trials
+from benchmarks.arena._results import Results
+from benchmarks.arena._verdicts import spread, standing
+from benchmarks.arena._workloads import WORKLOADS
+from benchmarks.arena.run import RESULTS, check_names
+
+SHARE, SEEDS = 0.25, (0, 1)
+SET_ON, CONFIRMED_ON = ("autoencoder", "matrix"), ("language_model", "softmax")
+DEFAULT, TUNED = "as it is", "shampoo N=10 D=10"
+
+
+def _with(**arguments: Any) -> Contender:
+    def make(s: Setting) -> optax.GradientTransformation:
+        return zoo.shampoo(s.schedule, weight_decay=s.decay, mask=matrices, **arguments)
+
+    return Contender(make, 1e-2)
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    DEFAULT: {},
+    "b1=0.95": {"b1": 0.95},
+    "b1=0.8": {"b1": 0.8},
+    "b2=0.9": {"b2": 0.9},
+    "b2=0.99": {"b2": 0.99},
+    "nesterov=False": {"nesterov": False},
+    "graft_to=optax.scale_by_rms(0.95)": {"graft_to": optax.scale_by_rms(0.95)},
+    "graft_to=optax.identity()": {"graft_to": optax.identity()},
+    "exponent=4": {"exponent": 4},
+    "Roots(ridge=1e-2)": {"roots": zoo.Roots(ridge=1e-2)},
+    "Roots(ridge=1e-3)": {"roots": zoo.Roots(ridge=1e-3)},
+    "Roots(ridge=1e-6)": {"roots": zoo.Roots(ridge=1e-6)},
+    "Roots(dtype=jnp.bfloat16)": {"roots": zoo.Roots(dtype=jnp.bfloat16)},
+    "Refresh(delay=0)": {"refresh": zoo.Refresh(delay=0)},
+    "Refresh(start=1)": {"refresh": zoo.Refresh(start=1)},
+    "Refresh(5)": {"refresh": zoo.Refresh(5)},
+    "Refresh(20)": {"refresh": zoo.Refresh(20)},
+    "Refresh(drift_every=5)": {"refresh": zoo.Refresh(drift_every=5)},
+    "Refresh(start=1, drift_every=5)": {"refresh": zoo.Refresh(start=1, drift_every=5)},
+    "Refresh(statistics_every=2)": {"refresh": zoo.Refresh(statistics_every=2)},
+    "Blocks(128)": {"blocks": zoo.Blocks(128)},
+    "Blocks(skip_above=255)": {"blocks": zoo.Blocks(skip_above=255)},
+}
+VARIANTS = {name: _with(**arguments) for name, arguments in CHANGES.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Runs every variant."""
+
+    workloads: tuple[str, ...] = (*SET_ON, *CONFIRMED_ON)
+    """Names of workloads on which Shampoo is tuned."""
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    """Names of variants."""
+    out: Path = RESULTS
+    """Folder of the results."""
+
+
+def _arena(workload: str, results: Path, *, only_known: bool) -> Arena:
+    store = Results(results / f"defaults_{workload}.jsonl", KEY)
+    return Arena(
+        WORKLOADS[workload], store, seeds=SEEDS, contenders=VARIANTS, only_known=only_known
+    )
+
+
+def best(arena: Arena, variant: str, rate: float) -> Trials:
+    """A variant at the best of three rates."""
+    rates = [rate, rate / COARSE, rate * COARSE]
+    return arena.seeded(variant, arena.best(variant, rates, SHARE), SHARE)
+
+
+def section(results: Path) -> list[str]:
+    """The report's part."""
+    columns: dict[str, dict[str, Trials]] = {}
+    for workload in (*SET_ON, *CONFIRMED_ON):
+        found = _known(workload, results)
+        if DEFAULT in found:
+            columns[workload] = found
+    if not columns:
+        return []
+    head = ["change", *(w.replace("_", " ") for w in columns)]
+    rows = [[f"`{v}`", *(_cell(found, v) for found in columns.values())] for v in VARIANTS]
+    return [
+        "## Shampoo's defaults\n",
+        "Final score with one default changed, relative to that with the defaults (`Refresh(10)`: "
+        "from step 10 on, roots ten steps late), at a quarter of each budget, the best of three "
+        f"learning rates, means of two seeds. Defaults are set on the {' and the '.join(SET_ON)} "
+        "and confirmed on the other two. In brackets, the two seeds' spread with the defaults.\n",
+        table(head, rows),
+    ]
+
+
+def _known(workload: str, results: Path) -> dict[str, Trials]:
+    rate = _tuned_rate(workload, results)
+    if rate is None:
+        return {}
+    arena, found = _arena(workload, results, only_known=True), {}
+    for variant in VARIANTS:
+        try:
+            found[variant] = best(arena, variant, rate)
+        except Missing:
+            continue
+    return found
+
+
+def _cell(found: dict[str, Trials], variant: str) -> str:
+    if variant not in found:
+        return ""
+    base = found[DEFAULT]
+    if variant == DEFAULT:
+        return f"{base.mean:.3g} (± {100 * spread(base.scores) / base.mean:.0f} %)"
+    ratio = found[variant].mean / base.mean
+    return f"{ratio:.3g}" if math.isfinite(ratio) else "diverged"
+
+
+def _tuned_rate(workload: str, results: Path) -> float | None:
+    place = standing(workload, results)
+    return place.verdicts[TUNED].full.rate if place and TUNED in place.verdicts else None
+
+
+def main(settings: Settings) -> None:
+    """Runs what is missing."""
+    check_names("--workloads", settings.workloads, WORKLOADS)
+    check_names("--variants", settings.variants, VARIANTS)
+    for workload in settings.workloads:
+        rate = _tuned_rate(workload, settings.out)
+        if rate is None:
+            raise SystemExit(
+                f"{workload}: {TUNED} is not tuned yet; run benchmarks.arena.run first"
+            )
+        arena = _arena(workload, settings.out, only_known=False)
+        with arena.results:
+            for variant in track(settings.variants, f"{workload}: training"):
+                best(arena, variant, rate)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
