@@ -588,3 +588,16 @@ def test_others_in_the_optimizer_of_nnx(name):
     assert set(found) == set(expected) == {"layers/0/kernel", "layers/0/bias"}
     for leaf in found:
         assert_numbers(found[leaf], expected[leaf])
+
+
+def test_a_partition_in_the_optimizer_of_nnx():
+    model = nnx.Sequential(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
+    params = nnx.state(model, nnx.Param)
+    tx = optax.partition(
+        {"ratio": zoo.lars(0.1), "sign": zoo.lion(0.1)},
+        lambda tree: jax.tree.map(lambda x: "ratio" if x.ndim > 1 else "sign", tree),
+    )
+    assert zoo.inspect(nnx.Optimizer(model, tx, wrt=nnx.Param), params) == {
+        "layers/0/kernel": {"trust_ratio": 1.0},
+        "layers/0/bias": {"momentum_rms": 0.0},
+    }
