@@ -49,20 +49,30 @@ class Contest(NamedTuple):
     peer_name: str
 
 
-CONTESTS: dict[str, Contest] = {
-    "lion": Contest(zoo.lion(1e-4), optax.lion(1e-4), "lion"),
-    "lars": Contest(zoo.lars(1.0, 1e-4), optax.lars(1.0, 1e-4), "lars"),
-    "lamb": Contest(zoo.lamb(1e-3, weight_decay=0.01), optax.lamb(1e-3, weight_decay=0.01), "lamb"),
-    "adabound": Contest(zoo.adabound(), optax.adam(1e-3), "adam*"),
-    "adaboundw": Contest(zoo.adaboundw(weight_decay=1e-5), optax.adamw(1e-3), "adamw*"),
-    "amsbound": Contest(zoo.amsbound(), optax.amsgrad(1e-3), "amsgrad*"),
-    "adax": Contest(
-        zoo.adax(),
-        optax.chain(optax.add_decayed_weights(5e-4), optax.adam(1e-3)),
-        "adam with L2*",
-    ),
-    "adaxw": Contest(zoo.adaxw(), optax.adamw(1e-3, weight_decay=5e-2), "adamw*"),
-}
+def _contest(
+    name: str,
+    rate: float,
+    peer: optax.GradientTransformation,
+    peer_name: str,
+    **arguments: float,
+) -> tuple[str, Contest]:
+    return name, Contest(zoo.create(name, rate, **arguments), peer, peer_name)
+
+
+_ADAM_L2 = optax.chain(optax.add_decayed_weights(5e-4), optax.adam(1e-3))
+# By the zoo's names.
+CONTESTS: dict[str, Contest] = dict(
+    [
+        _contest("lion", 1e-4, optax.lion(1e-4), "lion"),
+        _contest("lars", 1.0, optax.lars(1.0, 1e-4), "lars", weight_decay=1e-4),
+        _contest("lamb", 1e-3, optax.lamb(1e-3, weight_decay=0.01), "lamb", weight_decay=0.01),
+        _contest("adabound", 1e-3, optax.adam(1e-3), "adam*"),
+        _contest("adaboundw", 1e-3, optax.adamw(1e-3), "adamw*", weight_decay=1e-5),
+        _contest("amsbound", 1e-3, optax.amsgrad(1e-3), "amsgrad*"),
+        _contest("adax", 1.5e-3, _ADAM_L2, "adam with L2*"),
+        _contest("adaxw", 5e-3, optax.adamw(1e-3, weight_decay=5e-2), "adamw*"),
+    ]
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from optax_zoo._adabound import adabound, adaboundw, amsbound
 from optax_zoo._adax import AdaxState, adax, adaxw, scale_by_adax
 from optax_zoo._amos import AmosState, amos, scale_by_amos
 from optax_zoo._blocks import Blocks
+from optax_zoo._catalogue import OptimizerInfo, Recommendation
 from optax_zoo._dynamic_bounds import DynamicBoundsState, scale_by_dynamic_bounds
 from optax_zoo._exponentiated_gains import (
     ExponentiatedGainsState,
@@ -19,7 +20,7 @@ from optax_zoo._exponentiated_gains import (
 from optax_zoo._exponentiated_gradient import ExponentiatedGradientState, exponentiated_gradient
 from optax_zoo._grafting import GraftState, graft
 from optax_zoo._guided_search import guided_search
-from optax_zoo._inspection import inspect
+from optax_zoo._inspection import inspect, state_bytes
 from optax_zoo._lamb import lamb
 from optax_zoo._large_batch import large_batch_schedule, scale_learning_rate
 from optax_zoo._lars import lars
@@ -33,6 +34,7 @@ from optax_zoo._model_scale import (
     model_scale_schedules,
 )
 from optax_zoo._policy_gradient import policy_gradient
+from optax_zoo._registry import create, info, list_optimizers
 from optax_zoo._shampoo._assembled import shampoo
 from optax_zoo._shampoo._planning import RefreshPlan, plan_refresh
 from optax_zoo._shampoo._roots import Roots
@@ -57,6 +59,8 @@ __all__ = [
     "InverseRootInfo",
     "LayerwiseTrustRatioState",
     "ModelScaleSchedules",
+    "OptimizerInfo",
+    "Recommendation",
     "Refresh",
     "RefreshPlan",
     "Roots",
@@ -71,6 +75,7 @@ __all__ = [
     "adaxw",
     "amos",
     "amsbound",
+    "create",
     "egdd",
     "exponentiated_gradient",
     "flax_scales",
@@ -79,12 +84,14 @@ __all__ = [
     "gradient_penalty",
     "graft",
     "guided_search",
+    "info",
     "inspect",
     "inverse_pth_root",
     "lamb",
     "large_batch_schedule",
     "lars",
     "lion",
+    "list_optimizers",
     "model_scale_schedules",
     "plan_refresh",
     "policy_gradient",
@@ -99,5 +106,6 @@ __all__ = [
     "scale_learning_rate",
     "shampoo",
     "soap",
+    "state_bytes",
     "zeroth_order_grad",
 ]

@@ -13,6 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import optax_zoo as zoo
 from lm import data, training
+from lm.optimizers import root_status
 from lm.run_folder import RunFolder
 from lm.settings import Settings
 
@@ -256,7 +257,7 @@ def needs_more(learning_rate, loss_fn):
     ],
 )
 def test_errors_take_one_line_and_name_the_remedy(more, words, text, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(zoo, "needs_more", needs_more, raising=False)
+    monkeypatch.setattr(optax, "needs_more", needs_more, raising=False)
     assert call(text, tmp_path / "run", *more.split()) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -266,6 +267,16 @@ def test_errors_take_one_line_and_name_the_remedy(more, words, text, tmp_path, m
 def test_an_optimizer_comes_from_the_zoo_first_then_from_optax():
     assert train_lm.find_optimizer("lion") == (zoo.lion, "optax_zoo")
     assert train_lm.find_optimizer("adamw") == (optax.adamw, "optax")
+
+
+def test_the_roots_of_shampoo_alone_are_shown():
+    params = {"w": np.ones((2, 2), np.float32)}
+    tx = optax.chain(zoo.lion(0.1), zoo.shampoo(0.1, refresh=zoo.Refresh(every=1, delay=0)))
+    state = tx.init(params)
+    assert root_status(state) == "no roots yet"
+    _, state = tx.update(params, state, params)
+    assert root_status(state).startswith("roots 0 steps old, residual ")
+    assert root_status(zoo.lion(0.1).init(params)) == ""
 
 
 def test_one_diverged_run_does_not_cost_the_others(text, tmp_path, capsys):

@@ -72,27 +72,28 @@ def adamw(b2: float) -> Contender:
     return Contender(make, 3e-3, "optax")
 
 
+def named(
+    name: str,
+    rate: float,
+    arguments: Callable[[Setting], dict[str, Any]] = lambda _: {},
+    *,
+    flat: bool = False,
+) -> Contender:
+    """An optimizer of the zoo by its name there."""
+    return Contender(lambda s: zoo.create(name, s.schedule, **arguments(s)), rate, flat=flat)
+
+
 def shampoo(every: int, delay: int, drift: int | None = None, **arguments: Any) -> Contender:
     """Shampoo renewed every N steps, roots D steps late, perhaps corrected between."""
     refresh = zoo.Refresh(every, delay, start=1, drift_every=drift)
-    arguments = {"refresh": refresh, **arguments}
-
-    def make(s: Setting) -> optax.GradientTransformation:
-        return zoo.shampoo(s.schedule, weight_decay=s.decay, mask=matrices, **arguments)
-
-    return Contender(make, 1e-2)
+    always = {"mask": matrices, "refresh": refresh, **arguments}
+    return named("shampoo", 1e-2, lambda s: {"weight_decay": s.decay, **always})
 
 
 def soap(every: int, delay: int, **arguments: Any) -> Contender:
     """SOAP renewed every N steps, bases D steps late; the first at once, as released."""
-    refresh = zoo.Refresh(every, delay, start=1)
-
-    def make(s: Setting) -> optax.GradientTransformation:
-        return zoo.soap(
-            s.schedule, weight_decay=s.decay, mask=matrices, refresh=refresh, **arguments
-        )
-
-    return Contender(make, 3e-3)
+    always = {"mask": matrices, "refresh": zoo.Refresh(every, delay, start=1), **arguments}
+    return named("soap", 3e-3, lambda s: {"weight_decay": s.decay, **always})
 
 
 def _sgd(s: Setting) -> optax.GradientTransformation:
@@ -117,6 +118,10 @@ def _muon_axes(params: Any) -> Any:
 def _schedule_free(s: Setting) -> optax.GradientTransformation:
     base = optax.adamw(s.schedule, b1=0.0, b2=s.b2, weight_decay=s.decay, mask=matrices)
     return contrib.schedule_free(base, s.schedule, b1=0.9)
+
+
+def _bounds(s: Setting) -> dict[str, Any]:
+    return {"final_lr": 100 * s.peak, "base_lr": s.peak, "b2": s.b2}
 
 
 BASELINES = {f"adamw b2={b2}": adamw(b2) for b2 in (0.9, 0.95, 0.99, 0.999)}
@@ -162,33 +167,38 @@ CONTENDERS: dict[str, Contender] = BASELINES | {
         3.0,
         "optax",
     ),
-    "lars": Contender(
-        lambda s: zoo.lars(s.schedule, 1e-3 * s.decay, matrices, trust_ratio_mask=matrices), 3.0
+    "lars": named(
+        "lars",
+        3.0,
+        lambda s: {
+            "weight_decay": 1e-3 * s.decay,
+            "weight_decay_mask": matrices,
+            "trust_ratio_mask": matrices,
+        },
     ),
     # Also Optax's: the tests hold ours equal to them.
-    "lion": Contender(
-        lambda s: zoo.lion(s.schedule, weight_decay=10 * s.decay, mask=matrices), 3e-4
-    ),
-    "lamb": Contender(
-        lambda s: zoo.lamb(
-            s.schedule, b2=s.b2, weight_decay=s.decay, mask=matrices, trust_ratio_mask=matrices
-        ),
+    "lion": named("lion", 3e-4, lambda s: {"weight_decay": 10 * s.decay, "mask": matrices}),
+    "lamb": named(
+        "lamb",
         1e-2,
+        lambda s: {
+            "b2": s.b2,
+            "weight_decay": s.decay,
+            "mask": matrices,
+            "trust_ratio_mask": matrices,
+        },
     ),
-    "adabound": Contender(
-        lambda s: zoo.adabound(s.schedule, 100 * s.peak, base_lr=s.peak, b2=s.b2), 3e-3
+    "adabound": named("adabound", 3e-3, _bounds),
+    "amsbound": named("amsbound", 3e-3, _bounds),
+    "adaxw": named("adaxw", 3e-3, lambda s: {"weight_decay": s.decay, "mask": matrices}),
+    "amos": named(
+        "amos",
+        3e-2,
+        lambda s: {"eta_fn": scales, "shape_fn": slots, "beta": s.b2, "momentum": 0.9},
+        flat=True,
     ),
-    "amsbound": Contender(
-        lambda s: zoo.amsbound(s.schedule, 100 * s.peak, base_lr=s.peak, b2=s.b2), 3e-3
-    ),
-    "adaxw": Contender(lambda s: zoo.adaxw(s.schedule, weight_decay=s.decay, mask=matrices), 3e-3),
-    "amos": Contender(
-        lambda s: zoo.amos(s.schedule, scales, slots, beta=s.b2, momentum=0.9), 3e-2, flat=True
-    ),
-    "egdd": Contender(lambda s: zoo.egdd(s.schedule), 0.1),
-    "exponentiated gradient": Contender(
-        lambda s: zoo.exponentiated_gradient(s.schedule, domain="signed"), 0.1
-    ),
+    "egdd": named("egdd", 0.1),
+    "exponentiated gradient": named("exponentiated_gradient", 0.1, lambda _: {"domain": "signed"}),
     "shampoo": shampoo(10, 0),
     "shampoo N=10 D=10": shampoo(10, 10),
     "shampoo N=10 D=10, corrected": shampoo(10, 10, drift=5),

@@ -50,10 +50,12 @@ def tuning(name: str) -> Tuning:
 
 def find_optimizer(name: str) -> tuple[Callable[..., optax.GradientTransformation], str]:
     """The optimizer called `name` and its package: optax_zoo's first, then Optax's."""
-    for module in (zoo, optax):
-        if (factory := _optimizers(module).get(name)) is not None:
-            return factory, module.__name__
-    names = sorted({*_optimizers(zoo), *_optimizers(optax)})
+    if name in zoo.list_optimizers():
+        return zoo.info(name).factory, zoo.__name__
+    others = _optimizers(optax)
+    if name in others:
+        return others[name], optax.__name__
+    names = sorted({*zoo.list_optimizers(), *others})
     close = difflib.get_close_matches(name, names, n=4, cutoff=0.5)
     remedy = f"did you mean {', '.join(close)}?" if close else f"choose from {', '.join(names)}"
     raise UsageError(f"--optimizer {name}: unknown in optax_zoo and optax; {remedy}")
@@ -121,7 +123,10 @@ def check_update(name: str, optimizer: optax.GradientTransformation, params: Any
 
 def root_status(opt_state: Any) -> str:
     """How old Shampoo's roots are and the worst residual among them; empty for others."""
-    layers = zoo.inspect(opt_state).values()
+    # Others would be read in full, in every step.
+    kinds = (zoo.ShampooState, zoo.SoapState)
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))
+    layers = zoo.inspect([node for node in nodes if isinstance(node, kinds)]).values()
     with_roots = [layer for layer in layers if layer["age"] >= 0]
     if not with_roots:
         return "no roots yet" if layers else ""
