@@ -11,12 +11,7 @@ from benchmarks.arena._results import Results
 from benchmarks.arena._verdicts import Standing
 from benchmarks.arena._workloads import WORKLOADS
 
-COLOURS = {
-    "autoencoder": "#d1495b",
-    "language_model": "#00798c",
-    "matrix": "#edae49",
-    "softmax": "#66618c",
-}
+COLOURS = ("#d1495b", "#00798c", "#edae49", "#66618c", "#6a994e")
 SHOWN = ("nadamw", "lion", "lamb", "muon", "soap", "shampoo")
 MISSED = 1.15  # where a contender that does not reach the target stands
 
@@ -34,10 +29,10 @@ def shares(standings: Mapping[str, Standing], path: Path) -> None:
     axes.axvspan(0.2, 1.0, color="#eef4ee", zorder=0)
     axes.axvline(1.0, color="0.4", linewidth=1)
     offsets = np.linspace(0.24, -0.24, len(standings))
-    for workload, offset in zip(standings, offsets, strict=True):
+    for workload, offset, colour in zip(standings, offsets, COLOURS, strict=False):
         x = [place(name, workload) for name in ranked]
         y = np.arange(len(ranked)) + offset
-        axes.scatter(x, y, s=34, color=COLOURS[workload], label=WORKLOADS[workload].title, zorder=3)
+        axes.scatter(x, y, s=34, color=colour, label=WORKLOADS[workload].title, zorder=3)
     axes.set_yticks(range(len(ranked)), ranked)
     ticks = [*reversed(SHARES), 1.0]
     axes.set_xticks([*ticks, MISSED], [*(f"{t:g}" for t in ticks), "not\nreached"])
