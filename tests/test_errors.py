@@ -396,6 +396,31 @@ CASES: dict[str, Case] = {
     "roots_on": (lambda: roots(on="gpu"), ValueError, ("on must", "'gpu'", "'host', 'device'")),
     "roots_ridge": (lambda: roots(ridge=-1e-4), ValueError, ("ridge", "-0.0001", "e.g. 1e-4")),
     "roots_ridge_nan": (lambda: roots(ridge=NAN), ValueError, ("ridge", "nan", "e.g. 1e-4")),
+    "roots_tolerance": (
+        lambda: roots(on="device", tolerance=0.0),
+        ValueError,
+        ("tolerance", "0.0", "e.g. 0.1"),
+    ),
+    "roots_tolerance_coarse": (
+        lambda: roots(on="device", tolerance=0.5),
+        ValueError,
+        ("tolerance", "at most 0.3", "0.5", "or None"),
+    ),
+    "roots_tolerance_host": (
+        lambda: roots(tolerance=0.1),
+        ValueError,
+        ("tolerance", "on the device", "on='host'", "or None"),
+    ),
+    "roots_tolerance_eigh": (
+        lambda: roots("eigh", on="device", tolerance=0.1),
+        ValueError,
+        ("tolerance", "schur_newton", "'eigh'", "or None"),
+    ),
+    "roots_tolerance_array": (
+        lambda: roots(on="device", tolerance=jnp.float32(0.1)),
+        TypeError,
+        ("tolerance", "Python number", "pass a float"),
+    ),
     "roots_ridge_text": (lambda: roots(ridge="small"), TypeError, ("ridge", "'small'", "1e-4")),
     "roots_ridge_traced": (
         lambda: jax.jit(lambda r: roots(ridge=r).ridge)(1e-4),

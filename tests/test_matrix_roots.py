@@ -305,3 +305,22 @@ def test_bad_arguments_are_refused(change, kind, words):
     arguments = {"matrix": jnp.eye(2), "p": 2} | change
     with pytest.raises(kind, match=words):
         inverse_pth_root(arguments.pop("matrix"), arguments.pop("p"), **arguments)
+
+
+@pytest.mark.parametrize("p", [2, 4])
+@pytest.mark.parametrize("slope", [-1, -4])
+@pytest.mark.parametrize("tolerance", [0.3, 0.1, 0.03])
+def test_a_coarse_root_is_as_good_as_asked_for(p, slope, tolerance):
+    n, ridge = 48, 1e-4
+    half = np.random.default_rng(p).normal(size=(n, 2 * n)) * np.logspace(0, slope, n)[:, None]
+    values, vectors = np.linalg.eigh(half @ half.T)
+    values = np.maximum(values, 0) + ridge * values[-1]
+    root, info = inverse_pth_root(
+        jnp.asarray(half @ half.T, jnp.float32), p, ridge=ridge, tolerance=tolerance
+    )
+    found = vectors.T @ np.asarray(root, float) @ vectors
+    relative = np.diag(found) * values ** (1 / p)
+    assert abs(relative - 1).max() <= tolerance
+    assert abs(relative - 1).max() > 1e-4  # or nothing was saved
+    assert info.residual <= (1 + tolerance) ** p - 1
+    assert info.iterations <= 3

@@ -354,3 +354,23 @@ def test_the_table_is_what_the_contract_says():
 )
 def test_the_defaults_of_delay_and_start(every, on, delay, start):
     assert statistics_behind(every, None, None, on=on) == by_hand(every, delay, start)
+
+
+def test_coarse_roots_on_the_device_are_certified_and_nearly_the_same():
+    grads = gradients({"w": (12, 8)}, steps=6)
+    found = {}
+    for tolerance in (None, 0.1):
+        tx = zoo.scale_by_shampoo(
+            refresh=zoo.Refresh(every=2, start=1),
+            roots=zoo.Roots(on="device", tolerance=tolerance),
+        )
+        update = jax.jit(tx.update)
+        state = tx.init(jax.tree.map(lambda g: jnp.zeros(g.shape[1:]), grads))
+        for t in range(6):
+            updates, state = update({"w": jnp.float32(grads["w"][t])}, state)
+        found[tolerance] = updates
+        assert all(layer["failures"] == 0 for layer in zoo.inspect(state).values())
+    assert max(layer["iterations"] for layer in zoo.inspect(state).values()) <= 3
+    for exact, coarse in zip(*map(jax.tree.leaves, found.values()), strict=True):
+        error = jnp.linalg.norm(coarse - exact) / jnp.linalg.norm(exact)
+        assert 1e-4 < error < 0.2  # a tenth for each side
