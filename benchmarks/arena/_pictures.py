@@ -1,5 +1,6 @@
 """The report's pictures."""
 
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,21 +18,26 @@ MISSED = 1.15  # where a contender that does not reach the target stands
 
 
 def shares(standings: Mapping[str, Standing], path: Path) -> None:
-    """A line for each contender, a dot for each workload: the share of AdamW's steps it needs."""
-    names = {name for standing in standings.values() for name in standing.verdicts}
+    """The share of AdamW's steps that is enough: a line for each contender that gets there once."""
+    verdicts = {
+        (name, workload): verdict.share or MISSED
+        for workload, standing in standings.items()
+        for name, verdict in standing.verdicts.items()
+    }
+    names = {name for (name, _), place in verdicts.items() if place < MISSED}
 
-    def place(name: str, workload: str) -> float:
-        verdict = standings[workload].verdicts.get(name)
-        return MISSED if verdict is None or verdict.share is None else verdict.share
+    def merit(name: str) -> float:
+        return statistics.fmean(verdicts.get((name, w), MISSED) for w in standings)
 
-    ranked = sorted(names, key=lambda n: sum(place(n, w) for w in standings), reverse=True)
-    figure, axes = plt.subplots(figsize=(9, 0.32 * len(ranked) + 1.4), layout="constrained")
+    ranked = sorted(names, key=lambda name: (merit(name), name), reverse=True)
+    figure, axes = plt.subplots(figsize=(9, 0.36 * len(ranked) + 1.5), layout="constrained")
     axes.axvspan(0.2, 1.0, color="#eef4ee", zorder=0)
     axes.axvline(1.0, color="0.4", linewidth=1)
     offsets = np.linspace(0.24, -0.24, len(standings))
     for workload, offset, colour in zip(standings, offsets, COLOURS, strict=False):
-        x = [place(name, workload) for name in ranked]
-        y = np.arange(len(ranked)) + offset
+        tried = [(i, name) for i, name in enumerate(ranked) if (name, workload) in verdicts]
+        x = [verdicts[name, workload] for _, name in tried]
+        y = [i + offset for i, _ in tried]
         axes.scatter(x, y, s=34, color=colour, label=WORKLOADS[workload].title, zorder=3)
     axes.set_yticks(range(len(ranked)), ranked)
     ticks = [*reversed(SHARES), 1.0]
@@ -42,7 +48,7 @@ def shares(standings: Mapping[str, Standing], path: Path) -> None:
     axes.grid(axis="y", color="0.92")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
@@ -74,5 +80,5 @@ def curves(standings: Mapping[str, Standing], results: Path, path: Path) -> None
         axes.set_ylabel(f"training loss, {WORKLOADS[workload].unit}", fontsize=8)
         axes.legend(fontsize=8, frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
     plt.close(figure)

@@ -24,7 +24,7 @@ two neighbours, until one budget is too small.
 """
 
 
-def report(standings: Mapping[str, Standing], results: Path) -> str:
+def report(standings: Mapping[str, Standing], results: Path, pictures: Path) -> str:
     """The whole report."""
     costs = timing.known(results)
     parts = [INTRODUCTION, "## The smallest share of AdamW's steps that reaches AdamW's best\n"]
@@ -33,7 +33,7 @@ def report(standings: Mapping[str, Standing], results: Path) -> str:
         parts += [f"## {WORKLOADS[name].title}\n", of_workload(name, standing, costs)]
     parts += [_pictured("curves", "Training loss over steps at the full budget")]
     for study in (sensitivity, staleness, defaults):
-        parts += study.section(results)
+        parts += study.section(results, pictures)
     return "\n".join(parts)
 
 

@@ -89,7 +89,7 @@ def best(arena: Arena, variant: str, rate: float) -> Trials:
     return arena.seeded(variant, arena.best(variant, rates, SHARE), SHARE)
 
 
-def section(results: Path) -> list[str]:
+def section(results: Path, _: Path) -> list[str]:
     """The report's part."""
     columns: dict[str, dict[str, Trials]] = {}
     for workload in (*SET_ON, *CONFIRMED_ON):

@@ -44,7 +44,7 @@ def main(settings: Settings) -> None:
     pictures.mkdir(parents=True, exist_ok=True)
     _pictures.shares(standings, pictures / "shares.png")
     _pictures.curves(standings, settings.results, pictures / "curves.png")
-    text = _tables.report(standings, settings.results)
+    text = _tables.report(standings, settings.results, pictures)
     (settings.out / "REPORT.md").write_text(text, encoding="utf-8")
     print(text)
 

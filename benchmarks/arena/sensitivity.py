@@ -79,12 +79,12 @@ def tolerance(scores: list[float]) -> float:
     return COARSE ** (sum(score <= limit for score in scores) - 1)
 
 
-def section(results: Path) -> list[str]:
+def section(results: Path, pictures: Path) -> list[str]:
     """The report's part."""
     found = known(results)
     if not found:
         return []
-    draw(found, results.parent / "pictures" / "sensitivity.png")
+    draw(found, pictures / "sensitivity.png")
     names = sorted({name for scores in found.values() for name in scores})
     rows = []
     for name in names:
@@ -128,7 +128,7 @@ def draw(found: dict[str, dict[str, list[float]]], path: Path) -> None:
         axes.set_ylabel(WORKLOADS[workload].unit, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=7, frameon=False)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 

@@ -70,7 +70,7 @@ def _best(arena: Arena, variant: str) -> Trials:
     return arena.seeded(variant, arena.best(variant, rates))
 
 
-def section(results: Path) -> list[str]:
+def section(results: Path, _: Path) -> list[str]:
     """The report's part."""
     parts = []
     for workload, steps in STEPS.items():
