@@ -68,8 +68,9 @@ def inverse_pth_root(
       p: The root, an int of at least 1.
       method: `"schur_newton"` or `"eigh"`.
       ridge: :math:`\rho`, relative to the largest eigenvalue, at least 0; a number or an array.
-      tolerance: Relative error of the root at which the iteration stops. None: 1e-7 where the
-        polynomials are fixed, as far as rounding lets Newton's come.
+      tolerance: Relative error of the root at which the iteration stops; Newton's, for a small or
+        traced ridge, goes to 0.01 at least. None: 1e-7 where the polynomials are fixed, as far as
+        rounding lets Newton's come.
       max_iterations: Most steps of the iteration; None: as many as the polynomials need, 100 of
         Newton's.
 
@@ -117,7 +118,11 @@ def inverse_pth_root(
         iterate = functools.partial(_composed, p=p, schedule=steps[:max_iterations])
     else:
         iterate = functools.partial(
-            _newton, p=p, tolerance=tolerance or 0.0, max_iterations=max_iterations or 100
+            # A residual is near p times the error of the root only where both are small.
+            _newton,
+            p=p,
+            tolerance=min(tolerance or 0.0, 1e-2),
+            max_iterations=max_iterations or 100,
         )
     one = functools.partial(_root, p=p, ridge=ridge, iterate=iterate)
     for _ in matrix.shape[:-2]:  # none for one matrix: XLA's batched products are slow on CPUs

@@ -50,7 +50,7 @@ class MadeUp(Arena):
     """An arena whose scores are a function of the run."""
 
     def __init__(self, results, score, **options):
-        super().__init__(bowl(), results, steps=1000, **options)
+        super().__init__(bowl()._replace(steps=1000), results, **options)
         self.asked = []
         self._made_up = score
 
@@ -96,6 +96,49 @@ def test_a_diverged_run_is_the_worst(results):
     assert arena.tune("shampoo") <= 1e-2
     assert arena.run("shampoo", 1.0)["score"] is None
     assert Trials(1.0, [1.0, None]).mean == math.inf
+
+
+def test_where_all_diverge_the_search_goes_down(results):
+    best = CONTENDERS["shampoo"].rate * 10**-2.5
+
+    def score(name, rate, steps, seed):
+        return None if rate > 10 * best else around(best)(name, rate, steps, seed)
+
+    assert MadeUp(results, score).tune("shampoo") == pytest.approx(best, rel=0.5)
+
+
+def test_results_of_another_definition_or_of_other_data_do_not_count(results):
+    arena = MadeUp(results, around(1e-2))
+    arena.run("lion", 0.1)
+    newer = {"lion": CONTENDERS["lion"]._replace(version=2)}
+    again = MadeUp(results, around(1e-2), contenders=newer)
+    again.run("lion", 0.1)
+    assert len(again.asked) == 1
+    other = MadeUp(results, around(1e-2))
+    other.workload = other.workload._replace(data=lambda: jnp.zeros(4))
+    other.run("lion", 0.1)
+    assert len(other.asked) == 1
+    assert len(results) == 3
+
+
+def test_a_share_won_within_the_spread_of_the_seeds_is_marked():
+    def verdict(share, close):
+        return _verdicts.Verdict(Trials(1.0, [1.0]), share, close, {})
+
+    texts = [_tables.share_text(v) for v in (verdict(0.5, True), verdict(None, False), None)]
+    assert texts == ["0.5*", "no", ""]
+
+
+@pytest.mark.parametrize(
+    ("scores", "factor"),
+    [
+        ([9, 9, 1, 1.5, 9, 1, 9, 9, 9], 10**0.5),  # what lies apart does not count
+        ([math.inf] * 9, 1.0),
+        ([1.0] * 9, 1e4),
+    ],
+)
+def test_the_tolerance_is_of_one_piece_around_the_best(scores, factor):
+    assert sensitivity.tolerance(scores, 9.0) == pytest.approx(factor)
 
 
 def test_the_target_is_the_best_adamw_over_all_seeds(results):
@@ -219,6 +262,10 @@ def test_from_runs_to_the_report(only_bowl, tmp_path, capsys):
     for picture in re.findall(r"\(pictures/(.*?)\)", text):
         assert (tmp_path / "pictures" / picture).stat().st_size > 1000
     capsys.readouterr()
+    quick = tmp_path / "quick"
+    run.main(run.Settings(workloads=("bowl",), contenders=("lion",), quick=True, out=quick))
+    report.main(report.Settings(results=quick, out=quick, quick=True))
+    assert "`lion`" in (quick / "REPORT.md").read_text()
     run.main(run.Settings(workloads=("bowl",), contenders=names, out=out))
     assert (out / "bowl.jsonl").read_text() == lines
     assert "lion" in capsys.readouterr().out
@@ -263,15 +310,12 @@ def test_schedule_free_is_scored_at_its_average():
 
 
 @pytest.mark.parametrize("name", CONTENDERS)
-def test_every_contender_is_built_for_every_workload(name):
+def test_every_contender_is_built_for_the_matrix_and_the_language_model(name):
     setting = Setting(lambda count: 1e-3 * jnp.ones(()), 1e-3, 0.95, 0.1)
     tx = CONTENDERS[name].make(setting)
-    for workload in WORKLOADS.values():
-        data = jax.eval_shape(workload.data) if workload.title.startswith("matrix") else None
-        if data is None:
-            continue
-        params = workload.init(data, 0)
-        updates, _ = jax.eval_shape(lambda p, tx=tx: tx.update(p, tx.init(p), p), params)
+    for workload in ("matrix", "language_model"):
+        params = jax.eval_shape(lambda w=workload: WORKLOADS[w].init(None, 0))
+        updates, _ = jax.eval_shape(lambda p: tx.update(p, tx.init(p), p), params)
         assert jax.tree.structure(updates) == jax.tree.structure(params)
 
 

@@ -404,12 +404,17 @@ CASES: dict[str, Case] = {
     "roots_tolerance_coarse": (
         lambda: roots(on="device", tolerance=0.5),
         ValueError,
-        ("tolerance", "at most 0.3", "0.5", "or None"),
+        ("tolerance", "at most 0.1", "0.5", "or None"),
     ),
     "roots_tolerance_host": (
         lambda: roots(tolerance=0.1),
         ValueError,
         ("tolerance", "on the device", "on='host'", "or None"),
+    ),
+    "roots_tolerance_ridge": (
+        lambda: roots(on="device", tolerance=0.1, ridge=1e-6),
+        ValueError,
+        ("tolerance", "ridge=1e-06", "at least 2e-5", "or None"),
     ),
     "roots_tolerance_eigh": (
         lambda: roots("eigh", on="device", tolerance=0.1),

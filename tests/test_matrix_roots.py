@@ -324,3 +324,11 @@ def test_a_coarse_root_is_as_good_as_asked_for(p, slope, tolerance):
     assert abs(relative - 1).max() > 1e-4  # or nothing was saved
     assert info.residual <= (1 + tolerance) ** p - 1
     assert info.iterations <= 3
+
+
+def test_newton_is_not_stopped_at_its_start_by_a_coarse_tolerance():
+    badly = jnp.asarray(matrix(np.geomspace(1e-6, 1, 32)), jnp.float32)
+    root, info = inverse_pth_root(badly, 2, ridge=1e-6, tolerance=0.3)
+    exact = reference(matrix(np.geomspace(1e-6, 1, 32)), 2, 1e-6)
+    assert np.linalg.norm(root - exact) < 0.05 * np.linalg.norm(exact)
+    assert info.residual < 0.1

@@ -35,6 +35,7 @@ class Contender(NamedTuple):
       flat: Whether the schedule stays at its peak, as its paper asks.
       evaluate: (state, parameters) -> the parameters to be scored.
       family: "optax" or "zoo".
+      version: Raised whenever `make` changes, so that results of before do not count.
     """
 
     make: Callable[[Setting], optax.GradientTransformation]
@@ -42,6 +43,7 @@ class Contender(NamedTuple):
     family: str = "zoo"
     flat: bool = False
     evaluate: Callable[[Any, Any], Any] = lambda _, params: params
+    version: int = 1
 
 
 def matrices(params: Any) -> Any:
@@ -101,6 +103,23 @@ def _sgd(s: Setting) -> optax.GradientTransformation:
     return optax.chain(decay, optax.sgd(s.schedule, momentum=0.9))
 
 
+def _decayed(direction: optax.GradientTransformation, s: Setting) -> optax.GradientTransformation:
+    """A direction with AdamW's decay and the learning rate."""
+    return optax.chain(
+        direction,
+        optax.add_decayed_weights(s.decay, matrices),
+        optax.scale_by_learning_rate(s.schedule),
+    )
+
+
+def _muon(s: Setting) -> optax.GradientTransformation:
+    """Muon for hidden matrices, Adam for the rest, each step of the size of Adam's."""
+    direction = contrib.muon(
+        1.0, adam_b2=s.b2, consistent_rms=0.2, muon_weight_dimension_numbers=_muon_axes
+    )
+    return _decayed(optax.chain(direction, optax.scale(-1.0)), s)
+
+
 def _muon_axes(params: Any) -> Any:
     """The inputs' and outputs' axes of hidden matrices; None, and so Adam, for all else."""
 
@@ -128,40 +147,21 @@ BASELINES = {f"adamw b2={b2}": adamw(b2) for b2 in (0.9, 0.95, 0.99, 0.999)}
 
 CONTENDERS: dict[str, Contender] = BASELINES | {
     "sgd": Contender(_sgd, 0.1, "optax"),
-    "adagrad": Contender(lambda s: optax.adagrad(s.schedule), 3e-2, "optax"),
+    "adagrad": Contender(lambda s: _decayed(optax.scale_by_rss(), s), 3e-2, "optax"),
     "adafactor": Contender(
         lambda s: optax.adafactor(s.schedule, multiply_by_parameter_scale=False), 3e-3, "optax"
     ),
-    "amsgrad": Contender(lambda s: optax.amsgrad(s.schedule, b2=s.b2), 3e-3, "optax"),
+    "amsgrad": Contender(lambda s: _decayed(optax.scale_by_amsgrad(b2=s.b2), s), 3e-3, "optax"),
     "nadamw": Contender(
         lambda s: optax.nadamw(s.schedule, b2=s.b2, weight_decay=s.decay, mask=matrices),
         3e-3,
         "optax",
     ),
-    "muon": Contender(
-        lambda s: contrib.muon(
-            s.schedule,
-            weight_decay=s.decay,
-            weight_decay_mask=matrices,
-            adam_b2=s.b2,
-            consistent_rms=0.2,
-            muon_weight_dimension_numbers=_muon_axes,
-        ),
-        3e-3,
-        "optax",
-    ),
+    "muon": Contender(_muon, 3e-3, "optax"),
     "schedule-free adamw": Contender(
         _schedule_free, 3e-3, "optax", flat=True, evaluate=contrib.schedule_free_eval_params
     ),
-    "adopt": Contender(
-        lambda s: optax.chain(
-            contrib.scale_by_adopt(b2=s.b2),
-            optax.add_decayed_weights(s.decay, matrices),
-            optax.scale_by_learning_rate(s.schedule),
-        ),
-        3e-3,
-        "optax",
-    ),
+    "adopt": Contender(lambda s: _decayed(contrib.scale_by_adopt(b2=s.b2), s), 3e-3, "optax"),
     "optax.lars": Contender(
         lambda s: optax.lars(s.schedule, 1e-3 * s.decay, matrices, trust_ratio_mask=matrices),
         3.0,

@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
+from benchmarks.arena._contenders import BASELINES
 from benchmarks.arena._protocol import KEY, SHARES
 from benchmarks.arena._results import Results
 from benchmarks.arena._verdicts import Standing
@@ -38,13 +39,21 @@ def shares(standings: Mapping[str, Standing], path: Path) -> None:
         tried = [(i, name) for i, name in enumerate(ranked) if (name, workload) in verdicts]
         x = [verdicts[name, workload] for _, name in tried]
         y = [i + offset for i, _ in tried]
-        axes.scatter(x, y, s=34, color=colour, label=WORKLOADS[workload].title, zorder=3)
+        close = [standings[workload].verdicts[name].close for _, name in tried]
+        fill = ["white" if hollow else colour for hollow in close]
+        label = WORKLOADS[workload].title
+        axes.scatter(x, y, s=36, c=fill, edgecolors=colour, linewidths=1.5, zorder=3)
+        axes.scatter([], [], s=36, color=colour, label=label)
     axes.set_yticks(range(len(ranked)), ranked)
     ticks = [*reversed(SHARES), 1.0]
     axes.set_xticks([*ticks, MISSED], [*(f"{t:g}" for t in ticks), "not\nreached"])
     axes.set_xlim(0.2, 1.22)
     axes.set_ylim(-0.6, len(ranked) - 0.4)
-    axes.set_xlabel("share of AdamW's steps after which AdamW's best result is reached")
+    axes.set_xlabel(
+        "share of AdamW's steps after which AdamW's best result is reached (hollow: by a margin "
+        "within the seeds' spread)",
+        fontsize=9,
+    )
     axes.grid(axis="y", color="0.92")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
@@ -63,10 +72,13 @@ def curves(standings: Mapping[str, Standing], results: Path, path: Path) -> None
         squeeze=False,
     )
     for axes, (workload, standing) in zip(panels.flat, standings.items(), strict=False):
+        full = max(r["steps"] for r in Results(results / f"{workload}.jsonl", KEY))
+        b2 = float(standing.baseline.partition("=")[2])
         runs = {
             (r["contender"], r["rate"]): r["curve"]
             for r in Results(results / f"{workload}.jsonl", KEY)
-            if r["steps"] == WORKLOADS[workload].steps and r["seed"] == 0
+            if (r["steps"], r["seed"]) == (full, 0)
+            and (r["contender"] in BASELINES or r["b2"] == b2)
         }
         tuned = {standing.baseline: standing.target.rate}
         tuned |= {n: standing.verdicts[n].full.rate for n in SHOWN if n in standing.verdicts}

@@ -1,21 +1,27 @@
 """The protocol: equal tuning, a target fixed first, and the smallest budget that reaches it."""
 
+import functools
+import hashlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import jax
+import numpy as np
 
 from benchmarks.arena._contenders import BASELINES, CONTENDERS, Contender
 from benchmarks.arena._results import Record, Results
 from benchmarks.arena._training import Trainer
 from benchmarks.arena._workload import Workload
 
-KEY = ("contender", "b2", "rate", "steps", "seed")
+KEY = ("contender", "version", "data", "b2", "rate", "steps", "seed")
 COARSE, FINE = 10**0.5, 10**0.25
 SHARES = (0.75, 0.6, 0.5, 0.4, 0.33, 0.25)
 SEEDS = (0, 1, 2)
 NEAR = 1.05  # times the target: who comes as close with one seed runs the others
 DEFAULT_B2 = 0.95  # for the search of AdamW's own, and where there was none
 MOST_TRIALS = 12
+QUICK: dict[str, Any] = {"part": 0.25, "seeds": (0,)}
 
 
 class Trials(NamedTuple):
@@ -48,7 +54,7 @@ class Arena:
         workload: Workload,
         results: Results,
         *,
-        steps: int | None = None,
+        part: float = 1.0,
         seeds: Sequence[int] = SEEDS,
         contenders: Mapping[str, Contender] = CONTENDERS,
         only_known: bool = False,
@@ -56,15 +62,22 @@ class Arena:
     ):
         self.workload, self.results, self.said = workload, results, said
         self.contenders, self.only_known = contenders, only_known
-        self.steps, self.seeds = steps or workload.steps, seeds
+        self.steps, self.seeds = round(part * workload.steps), seeds
         self.b2 = DEFAULT_B2
-        self._data: Any = None
         self._trainer: tuple[tuple[str, float], Trainer] | None = None
 
     def run(self, name: str, rate: float, share: float = 1.0, seed: int = 0) -> Record:
         """A finished run's record."""
         rate, steps = float(f"{rate:.3g}"), round(share * self.steps)
-        asked = {"contender": name, "b2": self.b2, "rate": rate, "steps": steps, "seed": seed}
+        asked = {
+            "contender": name,
+            "version": self.contenders[name].version,
+            "data": self.digest,
+            "b2": self.b2,
+            "rate": rate,
+            "steps": steps,
+            "seed": seed,
+        }
         if (known := self.results.get(asked)) is not None:
             return known
         if self.only_known:
@@ -80,11 +93,25 @@ class Arena:
             }
         )
 
+    @functools.cached_property
+    def data(self) -> Any:
+        """The workload's data."""
+        return self.workload.data()
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Tells data apart: the standard library is another in another Python."""
+        if self.only_known:
+            return next((record["data"] for record in reversed(list(self.results))), "")
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(self.data):
+            digest.update(np.asarray(leaf).tobytes())
+        return digest.hexdigest()[:12]
+
     def trainer(self, name: str) -> Trainer:
         """The contender's compiled step; only the latest is kept."""
         if self._trainer is None or self._trainer[0] != (name, self.b2):
-            self._data = self.workload.data() if self._data is None else self._data
-            trainer = Trainer(self.workload, self.contenders[name], self.b2, self._data)
+            trainer = Trainer(self.workload, self.contenders[name], self.b2, self.data)
             self._trainer = (name, self.b2), trainer
         return self._trainer[1]
 
@@ -97,13 +124,15 @@ class Arena:
         middle = self.contenders[name].rate
         grid = {i: middle * COARSE**i for i in (-1, 0, 1)}
         scores = {i: self.score(name, rate, share) for i, rate in grid.items()}
-        while len(scores) < MOST_TRIALS and (
-            (best := min(scores, key=scores.__getitem__)) in (min(scores), max(scores))
-        ):
+
+        def place() -> int:  # of equal scores, as where all diverged, the smallest rate's
+            return min(scores, key=lambda i: (scores[i], i))
+
+        while len(scores) < MOST_TRIALS and (best := place()) in (min(scores), max(scores)):
             new = best + (1 if best == max(scores) else -1)
             grid[new] = middle * COARSE**new
             scores[new] = self.score(name, grid[new], share)
-        best = grid[min(scores, key=scores.__getitem__)]
+        best = grid[place()]
         return self.best(name, [best, best / FINE, best * FINE], share)
 
     def best(self, name: str, rates: Sequence[float], share: float = 1.0) -> float:

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any, Self
@@ -19,14 +20,21 @@ class Results:
         self._path, self._key = path, key
         self._records: dict[str, Record] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        for number, line in enumerate(_lines(path), 1):
-            record = _parsed(line, key)
+        for number, line in self._read():
+            warnings.warn(
+                f"{path}:{number} is no result and is skipped: {line[:60]!r}", stacklevel=2
+            )
+
+    def _read(self) -> list[tuple[int, str]]:
+        """Takes in what the file holds; returns the lines that are no results."""
+        bad = []
+        for number, line in enumerate(_lines(self._path), 1):
+            record = _parsed(line, self._key)
             if record is None:
-                warnings.warn(
-                    f"{path}:{number} is no result and is skipped: {line[:60]!r}", stacklevel=2
-                )
+                bad.append((number, line))
             else:
                 self._records[self._name(record)] = record
+        return bad
 
     def __enter__(self) -> Self:
         self._file = self._path.open("a", encoding="utf-8")
@@ -38,6 +46,7 @@ class Results:
                 f"{self._path} is being written by another process; wait for it, or pass another "
                 "--out"
             ) from None
+        self._read()  # what another process wrote before it let go
         text = self._path.read_bytes()
         if text and not text.endswith(b"\n"):  # an interrupted line
             self._file.write("\n")
@@ -60,6 +69,7 @@ class Results:
         """Keeps a finished run, on the disk before anything else happens."""
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
+        os.fsync(self._file.fileno())
         self._records[self._name(record)] = record
         return record
 

@@ -13,7 +13,7 @@ from benchmarks.arena._results import Record, Results
 from benchmarks.arena._training import Trainer
 from benchmarks.arena.run import RESULTS
 
-KEY = ("contender", "batch", "steps", "rate", "seed")
+KEY = ("contender", "version", "batch", "steps", "rate", "seed")
 FINE = 10**0.25  # between learning rates at last; √10 at first
 B2 = 0.999
 EARLY = 0.1  # of a run, where its training loss is kept
@@ -37,7 +37,9 @@ class Study:
     def run(self, name: str, rate: float, batch: int, seed: int) -> Record:
         """A finished run's record; its error is None if it diverged."""
         rate, steps = float(f"{rate:.3g}"), steps_of(batch, self._share)
-        asked = {"contender": name, "batch": batch, "steps": steps, "rate": rate, "seed": seed}
+        version = self._contenders[name].version
+        asked = {"contender": name, "version": version, "batch": batch}
+        asked |= {"steps": steps, "rate": rate, "seed": seed}
         if (known := self._results.get(asked)) is not None:
             return known
         self._said(f"{name}, batch {batch}, rate {rate:.3g}, seed {seed}")

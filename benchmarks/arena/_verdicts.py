@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.arena._contenders import BASELINES, CONTENDERS
-from benchmarks.arena._protocol import KEY, Arena, Missing, Trials, smallest_share
+from benchmarks.arena._protocol import KEY, QUICK, Arena, Missing, Trials, smallest_share
 from benchmarks.arena._results import Results
 from benchmarks.arena._workloads import WORKLOADS
 
@@ -17,13 +17,14 @@ class Verdict(NamedTuple):
     Attributes:
       full: Its tuned runs at the full budget.
       share: The smallest share of the budget that reached the target; None if not even all did.
-      within_spread: Whether its mean differs from the target by no more than the seeds do.
+      close: Whether there, or at the full budget, the mean is no farther from the target than the
+        seeds lie apart.
       ladder: Its runs at each share.
     """
 
     full: Trials
     share: float | None
-    within_spread: bool
+    close: bool
     ladder: dict[float, Trials]
 
 
@@ -47,9 +48,10 @@ def spread(scores: Iterable[float | None]) -> float:
     return statistics.stdev(found) if len(found) > 1 else 0.0
 
 
-def standing(name: str, out: Path) -> Standing | None:
+def standing(name: str, out: Path, *, quick: bool = False) -> Standing | None:
     """What is known of a workload; None before the baseline is finished."""
-    arena = Arena(WORKLOADS[name], Results(out / f"{name}.jsonl", KEY), only_known=True)
+    results = Results(out / f"{name}.jsonl", KEY)
+    arena = Arena(WORKLOADS[name], results, only_known=True, **(QUICK if quick else {}))
     try:
         baseline, target = arena.baseline()
     except Missing:
@@ -63,8 +65,9 @@ def standing(name: str, out: Path) -> Standing | None:
             ladder = arena.ladder(contender, full, target.mean)
         except Missing:
             continue
-        noise = max(spread(full.scores), spread(target.scores))
-        within = abs(full.mean - target.mean) <= noise
         share = smallest_share(ladder, target.mean)
-        verdicts[contender] = Verdict(full, share, within, ladder)
+        decisive = ladder[share or 1.0]
+        noise = max(spread(decisive.scores), spread(target.scores))
+        close = abs(decisive.mean - target.mean) <= noise
+        verdicts[contender] = Verdict(full, share, close, ladder)
     return Standing(baseline, target, verdicts)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.arena.defaults
 
-At a quarter of each budget, at the best of three learning rates around the tuned one, two seeds. A
-default is set on the autoencoder and the matrix, and confirmed on the others.
+At a quarter of each budget, each variant tuned like a contender, two seeds. A default is set on the
+autoencoder and the matrix, and confirmed on the others.
 """
 
 import dataclasses
@@ -19,15 +19,15 @@ from rich.progress import track
 import optax_zoo as zoo
 from benchmarks.arena._contenders import Contender, Setting, matrices
 from benchmarks.arena._markdown import table
-from benchmarks.arena._protocol import COARSE, KEY, Arena, Missing, Trials
+from benchmarks.arena._protocol import KEY, Arena, Missing, Trials
 from benchmarks.arena._results import Results
-from benchmarks.arena._verdicts import spread, standing
+from benchmarks.arena._verdicts import spread
 from benchmarks.arena._workloads import WORKLOADS
 from benchmarks.arena.run import RESULTS, check_names
 
 SHARE, SEEDS = 0.25, (0, 1)
 SET_ON, CONFIRMED_ON = ("autoencoder", "matrix"), ("language_model", "softmax")
-DEFAULT, TUNED = "as it is", "shampoo N=10 D=10"
+DEFAULT = "as it is"
 
 
 def _with(**arguments: Any) -> Contender:
@@ -83,10 +83,9 @@ def _arena(workload: str, results: Path, *, only_known: bool) -> Arena:
     )
 
 
-def best(arena: Arena, variant: str, rate: float) -> Trials:
-    """A variant at the best of three rates."""
-    rates = [rate, rate / COARSE, rate * COARSE]
-    return arena.seeded(variant, arena.best(variant, rates, SHARE), SHARE)
+def best(arena: Arena, variant: str) -> Trials:
+    """A variant, tuned at this share."""
+    return arena.seeded(variant, arena.tune(variant, SHARE), SHARE)
 
 
 def section(results: Path, _: Path) -> list[str]:
@@ -103,21 +102,18 @@ def section(results: Path, _: Path) -> list[str]:
     return [
         "## Shampoo's defaults\n",
         "Final score with one default changed, relative to that with the defaults (`Refresh(10)`: "
-        "from step 10 on, roots ten steps late), at a quarter of each budget, the best of three "
-        f"learning rates, means of two seeds. Defaults are set on the {' and the '.join(SET_ON)} "
-        "and confirmed on the other two. In brackets, the two seeds' spread with the defaults.\n",
+        "from step 10 on, roots ten steps late), at a quarter of each budget, each variant tuned, "
+        "means of two seeds; in brackets, the two seeds' spread with the defaults. The first two "
+        "workloads are those on which defaults are set, the others are to confirm them.\n",
         table(head, rows),
     ]
 
 
 def _known(workload: str, results: Path) -> dict[str, Trials]:
-    rate = _tuned_rate(workload, results)
-    if rate is None:
-        return {}
     arena, found = _arena(workload, results, only_known=True), {}
     for variant in VARIANTS:
         try:
-            found[variant] = best(arena, variant, rate)
+            found[variant] = best(arena, variant)
         except Missing:
             continue
     return found
@@ -133,25 +129,15 @@ def _cell(found: dict[str, Trials], variant: str) -> str:
     return f"{ratio:.3g}" if math.isfinite(ratio) else "diverged"
 
 
-def _tuned_rate(workload: str, results: Path) -> float | None:
-    place = standing(workload, results)
-    return place.verdicts[TUNED].full.rate if place and TUNED in place.verdicts else None
-
-
 def main(settings: Settings) -> None:
     """Runs what is missing."""
     check_names("--workloads", settings.workloads, WORKLOADS)
     check_names("--variants", settings.variants, VARIANTS)
     for workload in settings.workloads:
-        rate = _tuned_rate(workload, settings.out)
-        if rate is None:
-            raise SystemExit(
-                f"{workload}: {TUNED} is not tuned yet; run benchmarks.arena.run first"
-            )
         arena = _arena(workload, settings.out, only_known=False)
         with arena.results:
             for variant in track(settings.variants, f"{workload}: training"):
-                best(arena, variant, rate)
+                best(arena, variant)
 
 
 if __name__ == "__main__":

@@ -29,12 +29,16 @@ class Settings:
     """Folder of the JSON lines."""
     out: Path = HERE
     """Folder for REPORT.md and pictures/."""
+    quick: bool = False
+    """Of what `run --quick` made; give its folder as --results, and another --out."""
 
 
 def main(settings: Settings) -> None:
     """Writes what can be said so far."""
     standings = {
-        name: found for name in WORKLOADS if (found := standing(name, settings.results)) is not None
+        name: found
+        for name in WORKLOADS
+        if (found := standing(name, settings.results, quick=settings.quick)) is not None
     }
     if not standings:
         raise SystemExit(

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks.arena._contenders import BASELINES, CONTENDERS
-from benchmarks.arena._protocol import KEY, SEEDS, Arena, smallest_share
+from benchmarks.arena._protocol import KEY, QUICK, Arena, smallest_share
 from benchmarks.arena._results import Results
 from benchmarks.arena._workloads import WORKLOADS
 
@@ -36,7 +36,7 @@ class Settings:
     contenders: tuple[str, ...] = tuple(CONTENDERS)
     """Names of contenders; AdamW always runs, as the target."""
     quick: bool = False
-    """A tenth of it in under ten minutes: fewer contenders, a quarter of the steps, one seed."""
+    """Fewer workloads and contenders unless named, a quarter of the steps, one seed."""
     out: Path | None = None
     """Folder of the results; by default those committed, with --quick runs/arena."""
 
@@ -57,9 +57,10 @@ def main(settings: Settings) -> None:
     check_names("--workloads", workloads, WORKLOADS)
     check_names("--contenders", contenders, CONTENDERS)
     out = settings.out or (Path("runs/arena") if settings.quick else RESULTS)
-    if settings.quick:
-        workloads = [name for name in workloads if name in QUICK_WORKLOADS]
-        contenders = [name for name in contenders if name in QUICK_CONTENDERS]
+    if settings.quick and workloads == Settings.workloads:
+        workloads = QUICK_WORKLOADS
+    if settings.quick and contenders == Settings.contenders:
+        contenders = QUICK_CONTENDERS
     others = [name for name in contenders if name not in BASELINES]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     console = Console()
@@ -72,13 +73,7 @@ def main(settings: Settings) -> None:
                 def said(line: str, name: str = name) -> None:
                     progress.update(task, description=f"{name}: {line}")
 
-                arena = Arena(
-                    workload,
-                    results,
-                    steps=workload.steps // 4 if settings.quick else None,
-                    seeds=SEEDS[:1] if settings.quick else SEEDS,
-                    said=said,
-                )
+                arena = Arena(workload, results, said=said, **(QUICK if settings.quick else {}))
                 best, at_best = arena.baseline()
                 progress.advance(task, len(BASELINES))
                 target = at_best.mean

@@ -73,10 +73,18 @@ def _arena(workload: str, results: Path, place: Standing, *, only_known: bool) -
     return arena
 
 
-def tolerance(scores: list[float]) -> float:
-    """By what factor the rate may vary before the score is worse than 1.5 times the best."""
-    limit = 1.5 * min(scores)
-    return COARSE ** (sum(score <= limit for score in scores) - 1)
+def tolerance(scores: list[float], start: float) -> float:
+    """By what factor the rate may vary around its best and keep nine tenths of what that gains."""
+    best = min(range(len(scores)), key=scores.__getitem__)
+    limit = scores[best] + 0.1 * max(start - scores[best], 0.0)
+    if not math.isfinite(limit):
+        return 1.0
+    low = high = best
+    while low > 0 and scores[low - 1] <= limit:
+        low -= 1
+    while high < len(scores) - 1 and scores[high + 1] <= limit:
+        high += 1
+    return COARSE ** (high - low)
 
 
 def section(results: Path, pictures: Path) -> list[str]:
@@ -86,17 +94,20 @@ def section(results: Path, pictures: Path) -> list[str]:
         return []
     draw(found, pictures / "sensitivity.png")
     names = sorted({name for scores in found.values() for name in scores})
+    starts = {w: max(filter(math.isfinite, (x[0] for x in s.values()))) for w, s in found.items()}
     rows = []
     for name in names:
-        cells = [tolerance(s[name]) if name in s else math.nan for s in found.values()]
+        cells = [tolerance(s[name], starts[w]) if name in s else math.nan for w, s in found.items()]
         rows.append((statistics.geometric_mean([c for c in cells if c == c]), name, cells))
     rows.sort(reverse=True)
     head = ["optimizer", *(w.replace("_", " ") for w in found)]
     texts = [[f"`{n}`", *("" if c != c else f"{c:.3g}" for c in cells)] for _, n, cells in rows]
     return [
         "## How much the learning rate may be off\n",
-        "By what factor it may vary, at a quarter of the budget, before the final score is worse "
-        "than 1.5 times the best (rates a factor √10 apart, 0.01 to 100 times the tuned one).\n",
+        "By what factor it may vary around its best, at a quarter of the budget, and still keep "
+        "nine tenths of what the best rate gains (rates a factor √10 apart, 0.01 to 100 times the "
+        "one tuned at the full budget; gained is what lies below the worst score at the "
+        "smallest).\n",
         table(head, texts),
         "![Final score over the learning rate](pictures/sensitivity.png)\n",
     ]

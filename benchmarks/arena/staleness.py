@@ -3,7 +3,7 @@
     python -m benchmarks.arena.staleness
 
 Shampoo with and without drift correction, and SOAP, on the autoencoder (400 steps) and the
-language model (200), each at the best of four learning rates with one seed, then with two.
+language model (200), each tuned like a contender, two seeds.
 """
 
 import dataclasses
@@ -22,13 +22,9 @@ from benchmarks.arena.run import RESULTS, check_names
 
 STEPS = {"autoencoder": 400, "language_model": 200}
 SEEDS = (0, 1)
-TIMES = ((10, 0), (10, 10), (50, 0), (50, 15), (50, 50), (200, 200))  # N and D
+TIMES = ((10, 0), (10, 10), (50, 15), (50, 50))  # N and D
 DRIFT = 5
-RATES = {
-    "shampoo": (0.01, 0.0178, 0.0316, 0.0562),
-    "corrected": (0.01, 0.0178, 0.0316, 0.0562),
-    "soap": (0.00316, 0.00562, 0.01, 0.0178),
-}
+KINDS = ("shampoo", "corrected", "soap")
 
 
 def _contender(kind: str, every: int, delay: int) -> Contender:
@@ -39,7 +35,7 @@ def _contender(kind: str, every: int, delay: int) -> Contender:
 
 VARIANTS = {
     f"{kind} N={every} D={delay}": _contender(kind, every, delay)
-    for kind in RATES
+    for kind in KINDS
     for every, delay in TIMES
 }
 
@@ -58,7 +54,7 @@ def _arena(workload: str, results: Path, *, only_known: bool) -> Arena:
     return Arena(
         WORKLOADS[workload],
         Results(results / f"staleness_{workload}.jsonl", KEY),
-        steps=STEPS[workload],
+        part=STEPS[workload] / WORKLOADS[workload].steps,
         seeds=SEEDS,
         contenders=VARIANTS,
         only_known=only_known,
@@ -66,8 +62,7 @@ def _arena(workload: str, results: Path, *, only_known: bool) -> Arena:
 
 
 def _best(arena: Arena, variant: str) -> Trials:
-    rates = RATES[variant.partition(" ")[0]]
-    return arena.seeded(variant, arena.best(variant, rates))
+    return arena.seeded(variant, arena.tune(variant))
 
 
 def section(results: Path, _: Path) -> list[str]:
@@ -84,7 +79,7 @@ def section(results: Path, _: Path) -> list[str]:
             continue
         rows = []
         for every, delay in TIMES:
-            cells = [found.get(f"{kind} N={every} D={delay}") for kind in RATES]
+            cells = [found.get(f"{kind} N={every} D={delay}") for kind in KINDS]
             texts = ["" if c is None else f"{c.mean:.4g} ± {spread(c.scores):.1g}" for c in cells]
             rows.append([every, delay, *texts])
         title, unit = WORKLOADS[workload].title, WORKLOADS[workload].unit
@@ -94,8 +89,8 @@ def section(results: Path, _: Path) -> list[str]:
         return []
     return [
         "## What stale roots and bases cost\n",
-        "Renewed every N steps, in use D steps after their snapshot; the best of four learning "
-        "rates, means of two seeds and their spread.\n",
+        "Renewed every N steps, in use D steps after their snapshot; each tuned like a contender, "
+        "means of two seeds and their spread.\n",
         *parts,
     ]
 

@@ -31,8 +31,9 @@ class Roots:
       on: "host": in float64 beside the training, through `jax.pure_callback`; "device": inside
         the step, in the statistics' dtype.
       dtype: What adopted roots are kept in; None: the statistics' dtype.
-      tolerance: On the device, relative error at which "schur_newton" stops, up to 0.3; None: as
-        far as the dtype allows. Directions forgive a tenth, which saves a third of the products.
+      tolerance: On the device, relative error at which "schur_newton" stops, up to 0.1, for a ridge
+        of at least 2e-5; None: as far as the dtype allows. At 0.1 it takes 9 matrix products at
+        p = 2 and ridge 1e-4, in place of about 48 in float32.
     """
 
     method: str = "schur_newton"
@@ -66,11 +67,13 @@ class Roots:
             )
         remedy = "pass e.g. 0.1, or None"
         _checks.check_number("tolerance", tolerance, above=0.0, remedy=remedy)
-        if tolerance > 0.3 or self.on == "host" or self.method == "eigh":
+        if tolerance > 0.1 or self.on == "host" or self.method == "eigh" or self.ridge < 2e-5:
             raise ValueError(
-                f'tolerance must be at most 0.3, for "schur_newton" on the device, got '
-                f"{tolerance!r} with method={self.method!r}, on={self.on!r}; {remedy}"
+                f'tolerance must be at most 0.1, for "schur_newton" on the device and a ridge of '
+                f"at least 2e-5, got {tolerance!r} with method={self.method!r}, on={self.on!r}, "
+                f"ridge={self.ridge!r}; {remedy}"
             )
+        object.__setattr__(self, "tolerance", float(tolerance))
 
 
 def rungs(method: str, ridge: float) -> list[tuple[str, float]]:
@@ -249,13 +252,13 @@ def _on_device(stack: Stack, factors: Factors, roots: Roots, p: int, *, squared:
     n = stack.order
     matrices = _triangles.second(factors.statistics).reshape(-1, n, n)
     dtype = factors.roots.dtype
-    limit = _CERTIFIED[str(matrices.dtype)] + (1 + (roots.tolerance or 0)) ** p - 1
+    tolerance = roots.tolerance and roots.tolerance / (1 + squared)
+    # Below 1, the residual of a root that is nothing at all.
+    limit = min(_CERTIFIED[str(matrices.dtype)] + (1 + (tolerance or 0)) ** p - 1, 0.9)
     alive = jnp.isfinite(matrices).all((1, 2)) & matrices.any((1, 2))
 
     def tried(method, ridge):
-        root, info = inverse_pth_root(
-            matrices, p, method=method, ridge=ridge, tolerance=roots.tolerance
-        )
+        root, info = inverse_pth_root(matrices, p, method=method, ridge=ridge, tolerance=tolerance)
         good = (info.residual <= limit) & _is_finite(jnp, root, dtype, squared=squared)
         return jnp.where(good[:, None, None], root, 0), info.residual, info.iterations, good
 
