@@ -51,6 +51,8 @@ class OptimizerInfo(NamedTuple):
         unless `weight_decay` is the number 0.
       learning_rate: The rates to start from; None where no source has any.
       weight_decay: The decays to start from; None where no source has any, or there is no decay.
+      tuned: Where the learning rates lay that `benchmarks.arena` found best, on the autoencoder
+        and the language model; None: it was not in it.
       required: Arguments without a default other than the learning rate.
     """
 
@@ -63,6 +65,7 @@ class OptimizerInfo(NamedTuple):
     needs_params: Literal["always", "with decay", "never"]
     learning_rate: Recommendation | None = None
     weight_decay: Recommendation | None = None
+    tuned: Recommendation | None = None
     required: tuple[str, ...] = ()
 
 
