@@ -78,6 +78,12 @@ def _at(value: float, source: str, *, times: str | None = None) -> Recommendatio
 
 
 _ADAMW = "AdamW's"
+
+
+def _in_arena(low: float, high: float) -> Recommendation:
+    return Recommendation(low, high, _ADAMW, "benchmarks.arena, the best on its two networks")
+
+
 _BOUND_PAPER = "Adaptive Gradient Methods with Dynamic Bound of Learning Rate"
 _BOUND_CODE = "the authors' code, github.com/Luolc/AdaBound"
 _BOUND_CIFAR = "the authors' CIFAR-10 example"
@@ -115,6 +121,7 @@ TABLE: Mapping[str, OptimizerInfo] = _values(
         defaults=_BOUND_DEFAULTS,
         learning_rate=_at(1e-3, _BOUND_CODE),
         weight_decay=_at(5e-4, _BOUND_CIFAR),
+        tuned=_in_arena(0.56, 1.0),
         state_bytes=8,
         needs_params="with decay",
     ),
@@ -147,6 +154,7 @@ TABLE: Mapping[str, OptimizerInfo] = _values(
         defaults=_values(**_ADAX_DEFAULTS, learning_rate=5e-3, weight_decay=5e-2),
         learning_rate=_at(5e-3, _ADAX_CODE),
         weight_decay=_at(5e-2, _ADAX_CODE),
+        tuned=_in_arena(0.56, 1.0),
         state_bytes=8,
         needs_params="with decay",
     ),
@@ -169,6 +177,7 @@ TABLE: Mapping[str, OptimizerInfo] = _values(
         learning_rate=_at(
             1.0, "the paper", times="1/sqrt(N) for a data set of N independent batches"
         ),
+        tuned=_in_arena(3.2, 5.6),
         state_bytes=8,
         needs_params="always",
     ),
@@ -202,6 +211,7 @@ TABLE: Mapping[str, OptimizerInfo] = _values(
         learning_rate=Recommendation(
             0.1, 1.0, "momentum SGD's", "measured on digits by examples/step_size.py"
         ),
+        tuned=_in_arena(0.33, 33.0),
         state_bytes=12,
         needs_params="never",
     ),
@@ -235,6 +245,7 @@ TABLE: Mapping[str, OptimizerInfo] = _values(
             6.25e-4, "the paper, for BERT at batches from 512 to 32768", times="sqrt(batch / 512)"
         ),
         weight_decay=_at(0.01, "the paper, for BERT"),
+        tuned=_in_arena(0.59, 1.9),
         state_bytes=8,
         needs_params="always",
     ),
@@ -269,6 +280,7 @@ TABLE: Mapping[str, OptimizerInfo] = _values(
         defaults=_values(b1=0.9, b2=0.99, mu_dtype=None, weight_decay=1e-3, mask=None),
         learning_rate=Recommendation(1 / 10, 1 / 3, _ADAMW, "the authors' README"),
         weight_decay=Recommendation(3.0, 10.0, _ADAMW, "the authors' README"),
+        tuned=_in_arena(0.032, 0.32),
         state_bytes=4,
         needs_params="with decay",
     ),
@@ -289,6 +301,7 @@ TABLE: Mapping[str, OptimizerInfo] = _values(
         ),
         learning_rate=_at(1.0, "the paper: a layer's step has the grafted norm", times=_ADAMW),
         weight_decay=_at(1.0, "decoupled as AdamW's", times=_ADAMW),
+        tuned=_in_arena(1.9, 3.3),
         state_bytes=20,
         needs_params="with decay",
     ),
@@ -302,6 +315,7 @@ TABLE: Mapping[str, OptimizerInfo] = _values(
         ),
         learning_rate=_at(3e-3, "the authors' README"),
         weight_decay=_at(0.01, "the authors' README"),
+        tuned=_in_arena(3.2, 3.2),
         state_bytes=24,
         needs_params="with decay",
     ),

@@ -11,7 +11,10 @@ import optax
 import pytest
 
 import optax_zoo as zoo
+from benchmarks.arena._verdicts import standing
+from benchmarks.arena.run import RESULTS
 from helpers import assert_same, random_tree
+from optax_zoo._catalogue import TABLE
 
 NAMES = zoo.list_optimizers()
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -208,3 +211,21 @@ def test_state_bytes_allocates_nothing():
 def test_state_bytes_of_something_else_is_refused():
     with pytest.raises(TypeError, match=r"tx must be a gradient transformation.*pass e\.g\."):
         zoo.state_bytes({"w": jnp.ones(2)}, zoo.lion(0.1))  # type: ignore
+
+
+def test_the_tuned_rates_are_those_of_the_arenas_recorded_runs():
+    recorded: dict[str, list[float]] = {name: [] for name in TABLE}
+    for workload in ("autoencoder", "language_model"):
+        place = standing(workload, RESULTS)
+        assert place is not None
+        for name, verdict in place.verdicts.items():
+            if name in recorded:
+                recorded[name].append(verdict.full.rate / place.target.rate)
+    assert recorded["shampoo"]
+    for name, entry in TABLE.items():
+        if len(recorded[name]) < 2:
+            assert entry.tuned is None
+        else:
+            found = min(recorded[name]), max(recorded[name])
+            assert entry.tuned is not None, name
+            assert (entry.tuned.low, entry.tuned.high) == pytest.approx(found, rel=0.03)

@@ -26,7 +26,7 @@ from benchmarks.arena._workloads import WORKLOADS
 from benchmarks.arena.run import RESULTS, check_names
 
 FILE, KEY = "timing.jsonl", ("workload", "contender")
-WARM = 150  # steps before the first round: past the ramp of refreshes
+WARM = 60  # steps before the first round: past the ramp of refreshes
 
 
 @dataclasses.dataclass(frozen=True)
