@@ -50,8 +50,7 @@ def shares(standings: Mapping[str, Standing], path: Path) -> None:
     axes.set_xlim(0.2, 1.22)
     axes.set_ylim(-0.6, len(ranked) - 0.4)
     axes.set_xlabel(
-        "share of AdamW's steps after which AdamW's best result is reached (hollow: by a margin "
-        "within the seeds' spread)",
+        "share of AdamW's steps that reaches AdamW's best (hollow: by less than the seeds' spread)",
         fontsize=9,
     )
     axes.grid(axis="y", color="0.92")

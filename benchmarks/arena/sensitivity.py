@@ -138,7 +138,10 @@ def draw(found: dict[str, dict[str, list[float]]], path: Path) -> None:
         axes.set_xlabel("learning rate, × the tuned one")
         axes.set_ylabel(WORKLOADS[workload].unit, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=7, frameon=False)
+    for axes in list(panels.flat)[len(found) :]:
+        axes.remove()
+    handles, labels = panels.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
