@@ -28,10 +28,7 @@ from rich.progress import track
 from rich.table import Table
 
 import optax_zoo as zoo
-
-SIZES = (256, 200, 100, 50, 25, 6, 25, 50, 100, 200, 256)
-CODE = 5  # the layer whose output is linear
-BATCH = 500
+from benchmarks.arena.autoencoder import BATCH, init, loss, pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,47 +53,9 @@ class Settings:
     """File for the table."""
 
 
-def pictures(seed: int, count: int = 10_000, side: int = 16) -> np.ndarray:
-    """Quadratic Bézier curves drawn softly into squares, (count, side²) in [0, 1]."""
-    rng = np.random.default_rng(seed)
-    points = rng.uniform(0.15, 0.85, (count, 3, 2))
-    t = np.linspace(0, 1, 24)[:, None]
-    curve = (
-        (1 - t) ** 2 * points[:, None, 0]
-        + 2 * t * (1 - t) * points[:, None, 1]
-        + t**2 * points[:, None, 2]
-    )  # (count, 24, 2)
-    grid = (np.arange(side) + 0.5) / side
-    squares = [np.exp(-(((curve[..., axis, None] - grid) * side) ** 2) / 2) for axis in (0, 1)]
-    drawn = np.einsum("nti,ntj->nij", *squares) / 3
-    return np.clip(drawn, 0, 1).reshape(count, side * side).astype(np.float32)
-
-
-def first_weights(seed: int) -> list[dict[str, jax.Array]]:
-    """N(0, 1/fan_in) and zeros."""
-    rng = np.random.default_rng(seed)
-    return [
-        {
-            "kernel": jnp.asarray(rng.normal(size=(i, o)) / math.sqrt(i), jnp.float32),
-            "bias": jnp.zeros(o),
-        }
-        for i, o in itertools.pairwise(SIZES)
-    ]
-
-
-def loss(params: Any, x: jax.Array) -> jax.Array:
-    """Cross-entropy above its floor, summed over pixels, averaged over the batch."""
-    h = x
-    for number, layer in enumerate(params, 1):
-        h = h @ layer["kernel"] + layer["bias"]
-        h = h if number in (CODE, len(params)) else jnp.tanh(h)
-    entropy = jax.scipy.special.xlogy(x, x) + jax.scipy.special.xlogy(1 - x, 1 - x)
-    return (optax.losses.sigmoid_binary_cross_entropy(h, x) + entropy).sum(-1).mean()
-
-
 def final_loss(tx: optax.GradientTransformation, data: jax.Array, settings: Settings) -> float:
     """The loss over all pictures after the last step; infinite for a run that diverged."""
-    params = first_weights(settings.seed)
+    params = init(data, settings.seed)
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(params, state, rows):
