@@ -32,10 +32,11 @@ class Refresh:
     and P is used until the next correction. It is :math:`S^{-1/p}` where S commutes with the
     snapshot. :math:`W^{-1/p}` is good to 1 % where W's eigenvalues are above a thousandth of a
     bound on the largest; smaller ones count as if they were near that. A correction takes 13 matrix
-    products per factor at p = 2, 14 at p = 4, inside the step: about what a whole root takes with
-    `Roots(on="device")` at a ridge of 1e-4, but whatever the ridge. The state grows by 4 bytes per
-    parameter in square blocks, and the host computes :math:`X^{1/2}`. Where P is not finite, or W
-    has eigenvalues below 0, the adopted root stays in use; :func:`inspect` shows it.
+    products per factor at p = 2, 14 at p = 4, inside the step, whatever the ridge; a whole root
+    there, at a ridge of 1e-4 in float32, takes about 50, and 11 with `Roots(tolerance=0.1)`. The
+    state grows by 4 bytes per parameter in square blocks, and the host computes
+    :math:`X^{1/2}`. Where P is not finite, or W has eigenvalues below 0, the adopted root stays in
+    use; :func:`inspect` shows it.
 
     Attributes:
       every: N, steps between two refreshes.
