@@ -9,6 +9,8 @@ from optax import contrib
 
 import optax_zoo as zoo
 
+FLAX = ("kernel", "bias", "scale", "embedding")  # what its layers call their parameters
+
 
 class Setting(NamedTuple):
     """What the protocol decides for a run.
@@ -53,16 +55,12 @@ def matrices(params: Any) -> Any:
 
 def scales(name: tuple[str, ...], shape: tuple[int, ...]) -> float:
     """Amos's scales: the authors' for Flax, 1/sqrt(fan-in) for what is not Flax's."""
-    if name[-1] in ("kernel", "bias", "scale", "embedding"):
-        return zoo.flax_scales(name, shape)
-    return shape[0] ** -0.5
+    return zoo.flax_scales(name, shape) if name[-1] in FLAX else shape[0] ** -0.5
 
 
 def slots(name: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     """Amos's reduced second moments for Flax's parameters, one number for what is not Flax's."""
-    return (
-        zoo.flax_slots(name, shape) if name[-1] in ("kernel", "bias", "scale", "embedding") else ()
-    )
+    return zoo.flax_slots(name, shape) if name[-1] in FLAX else ()
 
 
 def adamw(b2: float) -> Contender:
@@ -85,17 +83,20 @@ def named(
     return Contender(lambda s: zoo.create(name, s.schedule, **arguments(s)), rate, flat=flat)
 
 
+def with_decay(name: str, rate: float, **arguments: Any) -> Contender:
+    """The same with AdamW's decay, of matrices alone."""
+    return named(name, rate, lambda s: {"weight_decay": s.decay, "mask": matrices, **arguments})
+
+
 def shampoo(every: int, delay: int, drift: int | None = None, **arguments: Any) -> Contender:
     """Shampoo renewed every N steps, roots D steps late, perhaps corrected between."""
     refresh = zoo.Refresh(every, delay, start=1, drift_every=drift)
-    always = {"mask": matrices, "refresh": refresh, **arguments}
-    return named("shampoo", 1e-2, lambda s: {"weight_decay": s.decay, **always})
+    return with_decay("shampoo", 1e-2, refresh=refresh, **arguments)
 
 
-def soap(every: int, delay: int, **arguments: Any) -> Contender:
+def soap(every: int, delay: int) -> Contender:
     """SOAP renewed every N steps, bases D steps late; the first at once, as released."""
-    always = {"mask": matrices, "refresh": zoo.Refresh(every, delay, start=1), **arguments}
-    return named("soap", 3e-3, lambda s: {"weight_decay": s.decay, **always})
+    return with_decay("soap", 3e-3, refresh=zoo.Refresh(every, delay, start=1))
 
 
 def _sgd(s: Setting) -> optax.GradientTransformation:
@@ -190,7 +191,7 @@ CONTENDERS: dict[str, Contender] = BASELINES | {
     ),
     "adabound": named("adabound", 3e-3, _bounds),
     "amsbound": named("amsbound", 3e-3, _bounds),
-    "adaxw": named("adaxw", 3e-3, lambda s: {"weight_decay": s.decay, "mask": matrices}),
+    "adaxw": with_decay("adaxw", 3e-3),
     "amos": named(
         "amos",
         3e-2,

@@ -71,11 +71,12 @@ def curves(standings: Mapping[str, Standing], results: Path, path: Path) -> None
         squeeze=False,
     )
     for axes, (workload, standing) in zip(panels.flat, standings.items(), strict=False):
-        full = max(r["steps"] for r in Results(results / f"{workload}.jsonl", KEY))
+        records = list(Results(results / f"{workload}.jsonl", KEY))
+        full = max(r["steps"] for r in records)
         b2 = float(standing.baseline.partition("=")[2])
         runs = {
             (r["contender"], r["rate"]): r["curve"]
-            for r in Results(results / f"{workload}.jsonl", KEY)
+            for r in records
             if (r["steps"], r["seed"]) == (full, 0)
             and (r["contender"] in BASELINES or r["b2"] == b2)
         }

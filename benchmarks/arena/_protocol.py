@@ -11,11 +11,12 @@ import numpy as np
 
 from benchmarks.arena._contenders import BASELINES, CONTENDERS, Contender
 from benchmarks.arena._results import Record, Results
+from benchmarks.arena._search import FINE, lowest, widened
 from benchmarks.arena._training import Trainer
 from benchmarks.arena._workload import Workload
 
 KEY = ("contender", "version", "data", "b2", "rate", "steps", "seed")
-COARSE, FINE = 10**0.5, 10**0.25
+COARSE = FINE**2
 SHARES = (0.75, 0.6, 0.5, 0.4, 0.33, 0.25)
 SEEDS = (0, 1, 2)
 NEAR = 1.05  # times the target: who comes as close with one seed runs the others
@@ -122,17 +123,11 @@ class Arena:
     def tune(self, name: str, share: float = 1.0) -> float:
         """The best rate of three a factor √10 apart, more while an edge wins, then two between."""
         middle = self.contenders[name].rate
-        grid = {i: middle * COARSE**i for i in (-1, 0, 1)}
-        scores = {i: self.score(name, rate, share) for i, rate in grid.items()}
 
-        def place() -> int:  # of equal scores, as where all diverged, the smallest rate's
-            return min(scores, key=lambda i: (scores[i], i))
+        def score(power: int) -> float:
+            return self.score(name, middle * FINE**power, share)
 
-        while len(scores) < MOST_TRIALS and (best := place()) in (min(scores), max(scores)):
-            new = best + (1 if best == max(scores) else -1)
-            grid[new] = middle * COARSE**new
-            scores[new] = self.score(name, grid[new], share)
-        best = grid[place()]
+        best = middle * FINE ** lowest(widened(score, 2, MOST_TRIALS))
         return self.best(name, [best, best / FINE, best * FINE], share)
 
     def best(self, name: str, rates: Sequence[float], share: float = 1.0) -> float:

@@ -10,11 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks.arena import images
 from benchmarks.arena._contenders import Contender
 from benchmarks.arena._results import Record, Results
+from benchmarks.arena._search import FINE, lowest, widened
 from benchmarks.arena._training import Trainer
 from benchmarks.arena.run import RESULTS
 
 KEY = ("contender", "version", "batch", "steps", "rate", "seed")
-FINE = 10**0.25  # between learning rates at last; √10 at first
 B2 = 0.999
 EARLY = 0.1  # of a run, where its training loss is kept
 
@@ -75,23 +75,6 @@ class Study:
 def steps_of(batch: int, share: float = 1.0) -> int:
     """The steps of a run over a share of the workload's epochs."""
     return max(1, round(share * images.workload(batch).steps))
-
-
-def lowest(found: Mapping[int, float]) -> int:
-    """The power of the lowest error; of equal ones, as if all diverged, the smaller power."""
-    return min(found, key=lambda power: (found[power], power))
-
-
-def widened(error: Callable[[int], float], step: int, most: int) -> dict[int, float]:
-    """Power -> error at three powers, then beyond an edge for as long as that is the best."""
-    found = {power: error(power) for power in (-step, 0, step)}
-    while len(found) < most:
-        best = lowest(found)
-        if min(found) < best < max(found):
-            break
-        beyond = best + (step if best == max(found) else -step)
-        found[beyond] = error(beyond)
-    return found
 
 
 def refined(

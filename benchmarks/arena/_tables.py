@@ -70,7 +70,7 @@ def summary(standings: Mapping[str, Standing]) -> str:
     rows = [
         [f"`{name}`", CONTENDERS[name].family]
         + [share_text(standing.verdicts.get(name)) for standing in standings.values()]
-        for name in sorted(names, key=merit)
+        for name in sorted(names, key=lambda name: (merit(name), name))
     ]
     head = ["optimizer", "from", *(name.replace("_", " ") for name in standings)]
     return table(head, rows, words=2) + (

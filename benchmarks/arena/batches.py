@@ -26,7 +26,8 @@ from rich.table import Table
 import optax_zoo as zoo
 from benchmarks.arena._contenders import CONTENDERS
 from benchmarks.arena._results import Results
-from benchmarks.arena._study import B2, KEY, Study, lowest, picture_folder, progress_bar, widened
+from benchmarks.arena._search import lowest, widened
+from benchmarks.arena._study import B2, KEY, Study, picture_folder, progress_bar
 from benchmarks.arena.images import BASE, EPOCHS, IMAGES, TRAINING
 from benchmarks.arena.run import RESULTS, check_names
 

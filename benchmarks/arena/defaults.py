@@ -17,7 +17,7 @@ import tyro
 from rich.progress import track
 
 import optax_zoo as zoo
-from benchmarks.arena._contenders import Contender, Setting, matrices
+from benchmarks.arena._contenders import with_decay
 from benchmarks.arena._markdown import table
 from benchmarks.arena._protocol import KEY, Arena, Missing, Trials
 from benchmarks.arena._results import Results
@@ -28,13 +28,6 @@ from benchmarks.arena.run import RESULTS, check_names
 SHARE, SEEDS = 0.25, (0, 1)
 SET_ON, CONFIRMED_ON = ("autoencoder", "matrix"), ("language_model", "softmax")
 DEFAULT = "as it is"
-
-
-def _with(**arguments: Any) -> Contender:
-    def make(s: Setting) -> optax.GradientTransformation:
-        return zoo.shampoo(s.schedule, weight_decay=s.decay, mask=matrices, **arguments)
-
-    return Contender(make, 1e-2)
 
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -61,7 +54,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "Blocks(128)": {"blocks": zoo.Blocks(128)},
     "Blocks(skip_above=255)": {"blocks": zoo.Blocks(skip_above=255)},
 }
-VARIANTS = {name: _with(**arguments) for name, arguments in CHANGES.items()}
+VARIANTS = {name: with_decay("shampoo", 1e-2, **changes) for name, changes in CHANGES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
