@@ -80,9 +80,14 @@ def host(monkeypatch):
     monkeypatch.setattr(_host, "_host", host)
     yield host
     wait_until(lambda: not any(thread.is_alive() for thread in host.threads))
-    # A thread signs off while it still holds the limit.
-    wait_until(lambda: host.one_blas_thread.inside == 0)
+    # A thread signs off while it still holds the limit, and counts itself out before it restores it.
+    wait_until(lambda: nobody_limits(host.one_blas_thread))
     assert not host.awaited
+
+
+def nobody_limits(blas) -> bool:
+    with blas.lock:
+        return blas.inside == 0
 
 
 def wait_until(condition: Callable[[], Any]) -> None:
