@@ -109,7 +109,7 @@ TABLE: dict[str, Entry] = {
     "exponentiated_gradient": Entry(zoo.exponentiated_gradient, _args(learning_rate=1e-2, domain="signed", weight_decay=0.1), _args(learning_rate=1e-3, domain="signed"), "always", complex_ok=False),  # noqa: E501
     "egdd": Entry(zoo.egdd, _args(learning_rate=1e-2), _args(learning_rate=2e-4, gain_bounds=(1e-2, 1.0), scale_bounds=(0.1, 1.0)), complex_ok=False),  # noqa: E501
     "graft": Entry(zoo.graft, _args(magnitude=zoo.scale_by_adax(), direction=zoo.scale_by_sign_momentum()), complex_ok=False),  # noqa: E501
-    "shampoo": Entry(zoo.shampoo, _args(learning_rate=1e-2, weight_decay=0.1, refresh=zoo.Refresh(every=2, start=1), roots=zoo.Roots(ridge=1e-2)), _args(learning_rate=1e-2, refresh=zoo.Refresh(every=50)), "decay", complex_ok=False),  # noqa: E501
-    "soap": Entry(zoo.soap, _args(learning_rate=1e-2, weight_decay=0.1, refresh=zoo.Refresh(every=2, start=1)), _args(learning_rate=1e-2, refresh=zoo.Refresh(every=50)), "decay", complex_ok=False),  # noqa: E501
+    "shampoo": Entry(zoo.shampoo, _args(learning_rate=1e-2, weight_decay=0.1, refresh=zoo.Refresh(every=2, start=1), roots=zoo.Roots(ridge=1e-2)), _args(learning_rate=1e-2, refresh=zoo.Refresh(every=500)), "decay", complex_ok=False),  # noqa: E501
+    "soap": Entry(zoo.soap, _args(learning_rate=1e-2, weight_decay=0.1, refresh=zoo.Refresh(every=2, start=1)), _args(learning_rate=1e-2, refresh=zoo.Refresh(every=500)), "decay", complex_ok=False),  # noqa: E501
 }
 # fmt: on

@@ -20,6 +20,7 @@ from benchmarks.arena import (
     report,
     run,
     sensitivity,
+    staleness,
     timing,
 )
 from benchmarks.arena._contenders import BASELINES, CONTENDERS, Setting
@@ -232,10 +233,13 @@ def test_the_schedule_is_a_rise_and_a_cosine(steps, warmup):
 def only_bowl(monkeypatch):
     """The bowl as the only workload, with its studies shortened to it."""
     monkeypatch.setattr(_verdicts, "WORKLOADS", {"bowl": bowl()})
-    for module in (run, report, _tables, _pictures, sensitivity, defaults):
+    for module in (run, report, _tables, _pictures, sensitivity, staleness, defaults):
         monkeypatch.setattr(module, "WORKLOADS", {"bowl": bowl()})
     monkeypatch.setattr(defaults, "SET_ON", ("bowl",))
     monkeypatch.setattr(defaults, "CONFIRMED_ON", ())
+    monkeypatch.setattr(staleness, "STEPS", {"bowl": 20})
+    variants = {name: staleness.VARIANTS[name] for name in ("shampoo N=10 D=10", "soap N=10 D=10")}
+    monkeypatch.setattr(staleness, "VARIANTS", variants)
 
 
 def test_from_runs_to_the_report(only_bowl, tmp_path, capsys):
@@ -248,6 +252,7 @@ def test_from_runs_to_the_report(only_bowl, tmp_path, capsys):
     sensitivity.main(sensitivity.Settings(workloads=("bowl",), contenders=names, out=out))
     variants = (defaults.DEFAULT, "b2=0.9")
     defaults.main(defaults.Settings(workloads=("bowl",), variants=variants, out=out))
+    staleness.main(staleness.Settings(workloads=("bowl",), out=out))
     report.main(report.Settings(results=out, out=tmp_path))
     text = (tmp_path / "REPORT.md").read_text()
     for part in (
@@ -257,6 +262,7 @@ def test_from_runs_to_the_report(only_bowl, tmp_path, capsys):
         "## bowl",
         "`b2=0.9`",
         "sensitivity",
+        "bowl, 20 steps",
     ):
         assert part in text
     for picture in re.findall(r"\(pictures/(.*?)\)", text):

@@ -80,7 +80,7 @@ def host(monkeypatch):
     monkeypatch.setattr(_host, "_host", host)
     yield host
     wait_until(lambda: not any(thread.is_alive() for thread in host.threads))
-    # A thread signs off while it still holds the limit, and counts itself out before it restores it.
+    # A thread signs off while it holds the limit, and counts itself out before it restores it.
     wait_until(lambda: nobody_limits(host.one_blas_thread))
     assert not host.awaited
 

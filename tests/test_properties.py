@@ -29,7 +29,7 @@ dtypes = st.sampled_from(["float64", "float32", "float16", "bfloat16"])
 
 
 @names
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(tree=trees, dtype=dtypes)
 def test_two_steps_on_any_tree_keep_every_promise(name, tree, dtype):
     tx = TABLE[name].tx

@@ -28,6 +28,7 @@ TREE = {
     "row": (1, 7),
 }
 SMALL = {"matrix": (6, 5), "order_3": (4, 3, 5), "vector": (5,)}
+SMALLEST = {"matrix": (6, 5), "vector": (5,)}  # a program of Shampoo's takes a second an order
 
 
 GRAFTS = {
@@ -116,7 +117,7 @@ FORMS: dict[str, tuple[Setting, dict[str, Any]]] = {
         Setting(graft="adam", nesterov=False, b2=0.99, every=5, delay=5, start=5),
         SMALL,
     ),
-    "sgd_norm": (Setting(graft="sgd", every=6, delay=2, start=3), TREE),
+    "sgd_norm": (Setting(graft="sgd", every=6, delay=2, start=3), SMALL),
     "sign_norm": (Setting(graft="sign", exponent=4, every=6, delay=2, start=3), SMALL),
     "odd_exponent": (Setting(exponent=3, every=10, delay=4, start=10), SMALL),
     "small_ridge": (Setting(exponent=2, ridge=1e-6, every=10, delay=0, start=10), SMALL),
@@ -133,8 +134,8 @@ def test_the_reference_comes_out_again(form):
 @pytest.mark.parametrize("method", ["schur_newton", "eigh"])
 def test_both_methods_agree_in_both_places(method, on):
     s = Setting(graft="adam", exponent=2, every=8, delay=3, start=2)
-    compare(s, tolerance=1e-6, method=method, on=on, root_dtype=jnp.float64)
-    compare(s, tolerance=1e-5, method=method, on=on, root_dtype=jnp.float32)
+    compare(s, SMALLEST, tolerance=1e-6, method=method, on=on, root_dtype=jnp.float64)
+    compare(s, SMALLEST, tolerance=1e-5, method=method, on=on, root_dtype=jnp.float32)
 
 
 def test_the_paper_exponent_by_newtons_method():
@@ -166,13 +167,13 @@ def test_schedules_agree(every, delay, start, statistics_every):
         start=start,
         statistics_every=statistics_every,
     )
-    compare(s, tolerance=1e-6, root_dtype=jnp.float64)
+    compare(s, SMALLEST, tolerance=1e-6, root_dtype=jnp.float64)
 
 
 SHAPED: dict[str, tuple[Setting, dict[str, tuple[int, ...]]]] = {
     "blocked": (
         Setting(size=4, merge_below=1, graft="adam"),
-        {"matrix": (10, 7), "tall": (9, 3), "order_3": (5, 2, 6), "vector": (9,)},
+        {"matrix": (10, 7), "tall": (9, 3), "order_3": (3, 2, 8), "vector": (9,)},
     ),
     "blocked_ungrafted": (Setting(size=3, merge_below=1), {"matrix": (8, 4), "same": (3, 4)}),
     "merged_then_blocked": (
@@ -198,7 +199,7 @@ SHAPED: dict[str, tuple[Setting, dict[str, tuple[int, ...]]]] = {
     ),
     "stacked_by_leaf": (
         Setting(layer_axes={"heads": 2, "plain": 0, "experts": 1}, size=4, graft="sgd"),
-        {"heads": (2, 3, 5, 4), "plain": (3, 4, 5), "experts": (3, 6, 5)},
+        {"heads": (2, 3, 5, 4), "plain": (4, 4), "experts": (3, 6, 4)},
     ),
 }
 

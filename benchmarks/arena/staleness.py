@@ -22,7 +22,7 @@ from benchmarks.arena.run import RESULTS, check_names
 
 STEPS = {"autoencoder": 400, "language_model": 200}
 SEEDS = (0, 1)
-TIMES = ((10, 0), (10, 10), (50, 15), (50, 50))  # N and D
+TIMES = ((1, 0), (10, 0), (10, 10), (50, 15), (50, 50), (200, 200))  # N and D
 DRIFT = 5
 KINDS = ("shampoo", "corrected", "soap")
 
