@@ -70,7 +70,3 @@ class Training:
         carry = self.params, self.state
         self.params, self.state = self._advance(self.steps, steps, carry)
         self.steps = steps
-
-    def loss(self) -> float:
-        """Of all digits."""
-        return float(loss(self.params, *data()))
