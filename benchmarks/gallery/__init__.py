@@ -1,0 +1,1 @@
+"""What the optimizers look like: paths over landscapes, rates, directions and spectra."""
