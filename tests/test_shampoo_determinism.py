@@ -271,8 +271,8 @@ def resume(method: str, path: str) -> list[str]:
     return digests(method, carry, SAVED, END)[0]
 
 
-def test_a_killed_run_resumes_on_its_trajectory(tmp_path, method=METHODS[0]):
-    path = str(tmp_path / "carry.npz")
+def test_a_killed_run_resumes_on_its_trajectory(tmp_path):
+    method, path = METHODS[0], str(tmp_path / "carry.npz")
     killed = in_another_process(f"t.save_and_be_killed({method!r}, {path!r})")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     resumed = in_another_process(f"print(*t.resume({method!r}, {path!r}))")
