@@ -45,7 +45,7 @@ class Blocks:
     skip_above: int = 8192
     one_sided_above: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _checks.check_integer("size", self.size, at_least=2, remedy="pass e.g. 512")
         _checks.check_integer(
             "skip_above", self.skip_above, at_least=1, remedy="pass the longest axis, e.g. 8192"

@@ -42,7 +42,7 @@ class Roots:
     dtype: Any = None
     tolerance: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _checks.check_choice("method", self.method, METHODS)
         if isinstance(self.ridge, jax.Array):
             raise TypeError(

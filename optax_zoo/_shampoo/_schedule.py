@@ -52,7 +52,7 @@ class Refresh:
     statistics_every: int = 1
     drift_every: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _checks.check_integer("every", self.every, at_least=1, remedy="pass e.g. 10")
         _checks.check_integer(
             "statistics_every", self.statistics_every, at_least=1, remedy="pass 1 for every step"
