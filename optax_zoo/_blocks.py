@@ -38,6 +38,14 @@ class Blocks:
       merge_below: Largest product of merged axes; None: `size`; 1: never merge.
       skip_above: Longest axis of a parameter that is preconditioned; embeddings are longer.
       one_sided_above: Longest axis that gets a factor; None: no limit.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax_zoo as zoo
+      >>> blocks = zoo.Blocks(size=128, one_sided_above=4096)  # the vocabulary's axis has no factor
+      >>> tx = zoo.shampoo(1e-3, blocks=blocks)
+      >>> params = {"embedding": jnp.zeros((8000, 64))}
+      >>> zoo.state_bytes(tx, params) < zoo.state_bytes(zoo.shampoo(1e-3), params)
+      True
     """
 
     size: int = 512

@@ -29,6 +29,11 @@ class Recommendation(NamedTuple):
       high: The largest; equal to `low` where one value is recommended.
       times: What both are multiples of, e.g. "AdamW's"; None: nothing, they are the values.
       source: Where the range comes from.
+
+    Examples:
+      >>> import optax_zoo as zoo
+      >>> zoo.info("lamb").weight_decay
+      Recommendation(low=0.01, high=0.01, times=None, source='the paper, for BERT')
     """
 
     low: float
@@ -54,6 +59,12 @@ class OptimizerInfo(NamedTuple):
       tuned: Where the learning rates lay that `benchmarks.arena` found best, on the autoencoder
         and the language model; None: it was not in it.
       required: Arguments without a default other than the learning rate.
+
+    Examples:
+      >>> import optax_zoo as zoo
+      >>> entry = zoo.info("adaxw")
+      >>> entry.factory is zoo.adaxw, entry.needs_params, entry.state_bytes
+      (True, 'with decay', 8)
     """
 
     factory: Callable[..., optax.GradientTransformationExtraArgs]

@@ -128,12 +128,14 @@ def test_every_argument_of_a_public_function_is_described(name):
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_public_class_describes_its_fields(name):
+def test_a_public_class_describes_its_fields_and_has_an_example(name):
     text = inspect.getdoc(getattr(zoo, name)) or ""
+    attributes, _, examples = text.partition("\nAttributes:")[2].partition("\nExamples:\n")
     kind = getattr(zoo, name)
     fields = [f.name for f in dataclasses.fields(kind)] if not hasattr(kind, "_fields") else None
     for field in fields or kind._fields:
-        assert f"\n  {field}: " in text.partition("\nAttributes:")[2]
+        assert f"\n  {field}: " in attributes
+    assert ">>> " in examples
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -44,6 +44,15 @@ class Refresh:
       start: S, the first refresh, 1 … N; None: the smaller of 10 and N.
       statistics_every: Steps from one gradient in the statistics to the next.
       drift_every: C, steps from one drift correction to the next; None: there is none.
+
+    Examples:
+      >>> import optax_zoo as zoo
+      >>> refresh = zoo.Refresh(every=50, delay=15)  # begun at 10, 20, 40, 50, 100, ...
+      >>> tx = zoo.shampoo(1e-3, refresh=refresh)
+      >>> zoo.Refresh(every=10, delay=20)
+      Traceback (most recent call last):
+        ...
+      ValueError: delay must be <= every, got 20 with every=10; lower delay or raise every
     """
 
     every: int = 10
