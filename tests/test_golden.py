@@ -254,7 +254,16 @@ def test_every_recorded_setting_has_a_case():
         "zeroth_order",
     }
     known = {(name, setting) for name in files for setting in settings(name)}
+    missing = known - set(OURS) - set(OTHERS)
+    assert not missing, f"build {missing} in OURS, from its hyperparameters"
     assert known == set(OURS) | set(OTHERS)
+
+
+def test_every_optimizer_has_a_recording_or_a_reference():
+    files = [*GOLDEN.glob("*.json"), *GOLDEN.parent.glob("*_reference.py")]
+    held = {path.stem.removesuffix("_reference") for path in files} | set(vars(references))
+    missing = set(zoo.list_optimizers()) - held
+    assert not missing, f"record {missing} in tests/golden, or write it into tests/references.py"
 
 
 @pytest.mark.parametrize(("algorithm", "setting"), OTHERS)

@@ -43,4 +43,6 @@ def test_the_table_has_every_optimizer():
         in ("learning_rate", "every_k")
         and not name.startswith("scale_")
     }
-    assert {name for name, _ in TABLE} == optimizers
+    missing = optimizers - {name for name, _ in TABLE}
+    assert not missing, f"give {missing} a row in README.md, 'The optimizers'"
+    assert optimizers == {name for name, _ in TABLE}

@@ -34,7 +34,9 @@ def test_every_optimizer_is_listed():
         if next(iter(inspect.signature(getattr(zoo, name)).parameters)) == "learning_rate"
         and not name.startswith("scale_")
     }
-    assert set(NAMES) == found
+    missing = found - set(NAMES)
+    assert not missing, f"give {missing} an entry in TABLE of optax_zoo/_catalogue.py"
+    assert found == set(NAMES)
     assert sorted(NAMES) == NAMES
 
 
@@ -111,10 +113,10 @@ def test_recommended_ranges_are_ranges_with_a_source(name):
 @pytest.mark.parametrize(
     ("pattern", "names"),
     [
-        ("l*", ["lamb", "lars", "lion"]),
+        ("lio*", ["lion"]),
         ("*bound*", ["adabound", "adaboundw", "amsbound"]),
-        ("ada?", ["adax"]),
-        ("[s]*", ["shampoo", "soap"]),
+        ("adabound?", ["adaboundw"]),
+        ("[sp]hampoo", ["shampoo"]),
         ("adam", []),
         ("", []),
     ],
