@@ -244,7 +244,7 @@ def test_the_recorded_run_comes_out_again(algorithm, setting, dtype):
     assert worst(path, desired) <= TOLERANCE[dtype]
 
 
-def test_every_recorded_setting_has_a_case():
+def test_no_recorded_setting_is_missing():
     files = {path.stem for path in GOLDEN.glob("*.json")} - {
         "loss_transforms",
         "lr_scaling",
@@ -259,7 +259,7 @@ def test_every_recorded_setting_has_a_case():
     assert known == set(OURS) | set(OTHERS)
 
 
-def test_every_optimizer_has_a_recording_or_a_reference():
+def test_no_recording_or_reference_is_missing():
     files = [*GOLDEN.glob("*.json"), *GOLDEN.parent.glob("*_reference.py")]
     held = {path.stem.removesuffix("_reference") for path in files} | set(vars(references))
     missing = set(zoo.list_optimizers()) - held

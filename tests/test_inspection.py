@@ -340,7 +340,7 @@ every = pytest.mark.parametrize("name", MAKERS)
 
 
 @every
-def test_every_optimizer_is_read(name):
+def test_no_reader_is_missing(name):
     report = zoo.inspect(MAKERS[name]().init(PARAMS), PARAMS)
     assert report, f"give the state of {name} a line in _READERS of optax_zoo/_inspection.py"
 

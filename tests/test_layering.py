@@ -93,7 +93,7 @@ def test_every_module_is_private_and_says_what_it_is(path):
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 
-def test_all_is_complete_and_sorted():
+def test_no_name_is_missing_in_all_which_is_sorted():
     assert zoo.__all__ == sorted(zoo.__all__)
     modules = {module.name for module in pkgutil.iter_modules(zoo.__path__)}
     assert set(zoo.__all__) == {n for n in vars(zoo) if not n.startswith("_")} - modules

@@ -35,7 +35,7 @@ def test_the_table_gives_the_true_state_size(name, bytes_per_parameter):
     assert round(total / params.size, 1) == float(bytes_per_parameter)
 
 
-def test_the_table_has_every_optimizer():
+def test_no_optimizer_is_missing():
     optimizers = {
         name
         for name in filter(str.islower, zoo.__all__)

@@ -26,7 +26,7 @@ def create(name: str, **arguments: Any) -> optax.GradientTransformationExtraArgs
     return zoo.create(name, 1e-2, **NEEDED.get(name, {}), **arguments)
 
 
-def test_every_optimizer_is_listed():
+def test_no_optimizer_is_missing():
     """Every public function whose first argument is the rate and whose result has an init."""
     found = {
         name
