@@ -1,4 +1,4 @@
-"""The README's code runs, and its table says what the states really hold."""
+"""The README's code runs, its table says what states hold; contributors are sent to what exists."""
 
 import inspect
 import re
@@ -10,7 +10,8 @@ import pytest
 
 import optax_zoo as zoo
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 TABLE = re.findall(r"^\| `(\w+)` \| .*? \| (\d+) \|", README, re.MULTILINE)
 
 
@@ -46,3 +47,11 @@ def test_no_optimizer_is_missing():
     missing = optimizers - {name for name, _ in TABLE}
     assert not missing, f"give {missing} a row in README.md, 'The optimizers'"
     assert optimizers == {name for name, _ in TABLE}
+
+
+def test_contributors_are_sent_to_files_that_exist():
+    text = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = set(re.findall(r"\b((?:benchmarks|optax_zoo|tests)/[\w/]+(?:\.\w+)?)", text))
+    new = {"optax_zoo/_name.py", "tests/test_name.py", "tests/golden/name.npz"}
+    assert len(paths - new) > 15
+    assert not [path for path in paths - new if not (ROOT / path).exists()]
