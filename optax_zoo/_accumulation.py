@@ -18,6 +18,13 @@ class AccumulateInMomentumState(NamedTuple):
       mu: Momentum, which within a group gathers the gradients (not with `nesterov`).
       mean: With `nesterov` the part gathered of the group's mean, otherwise None.
       then: State of `then`.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax_zoo as zoo
+      >>> tx = zoo.accumulate_in_momentum(4)
+      >>> _, state = tx.update(jnp.ones(2), tx.init(jnp.zeros(2)))
+      >>> int(state.mini_step), state.mean is None
+      (1, True)
     """
 
     mini_step: jax.typing.ArrayLike
@@ -35,6 +42,15 @@ class AccumulateInAdamState(NamedTuple):
       mu: First moment, which within a group gathers the gradients.
       nu: Second moment, which within a group gathers their squares.
       then: State of `then`.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax_zoo as zoo
+      >>> tx = zoo.accumulate_in_adam(2)
+      >>> state = tx.init(jnp.zeros(2))
+      >>> for _ in range(5):
+      ...     _, state = tx.update(jnp.ones(2), state)
+      >>> int(state.count), int(state.mini_step)
+      (2, 1)
     """
 
     mini_step: jax.typing.ArrayLike

@@ -17,6 +17,13 @@ class AdaxState(NamedTuple):
       count: Updates so far, int32.
       mu: First moment.
       nu: Bias-corrected second moment.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax_zoo as zoo
+      >>> tx = zoo.scale_by_adax()
+      >>> _, state = tx.update(jnp.array([1.0, 2.0]), tx.init(jnp.zeros(2)))
+      >>> print(state.nu.round(3))  # after one step the squares themselves
+      [1. 4.]
     """
 
     count: jax.typing.ArrayLike

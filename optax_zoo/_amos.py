@@ -25,6 +25,13 @@ class AmosState(NamedTuple):
       count: Updates so far, int32.
       v: Second moment, one array of the slot's shape per parameter.
       b: How far the rates have decayed, in the same shapes; it grows from 0.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax_zoo as zoo
+      >>> tx = zoo.scale_by_amos(1e-2, lambda name, shape: 1.0, lambda name, shape: (1, shape[1]))
+      >>> state = tx.init(jnp.zeros((128, 4)))
+      >>> state.v.shape, state.b.shape
+      ((1, 4), (1, 4))
     """
 
     count: jax.typing.ArrayLike

@@ -38,6 +38,14 @@ class Blocks:
       merge_below: Largest product of merged axes; None: `size`; 1: never merge.
       skip_above: Longest axis of a parameter that is preconditioned; embeddings are longer.
       one_sided_above: Longest axis that gets a factor; None: no limit.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax_zoo as zoo
+      >>> blocks = zoo.Blocks(size=128, one_sided_above=4096)  # the vocabulary's axis has no factor
+      >>> tx = zoo.shampoo(1e-3, blocks=blocks)
+      >>> params = {"embedding": jnp.zeros((8000, 64))}
+      >>> zoo.state_bytes(tx, params) < zoo.state_bytes(zoo.shampoo(1e-3), params)
+      True
     """
 
     size: int = 512
@@ -45,7 +53,7 @@ class Blocks:
     skip_above: int = 8192
     one_sided_above: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _checks.check_integer("size", self.size, at_least=2, remedy="pass e.g. 512")
         _checks.check_integer(
             "skip_above", self.skip_above, at_least=1, remedy="pass the longest axis, e.g. 8192"

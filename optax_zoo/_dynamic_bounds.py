@@ -24,6 +24,14 @@ class DynamicBoundsState(NamedTuple):
       clipping: The last update's (scale, eps, lower, upper), float32: coordinate i had the rate
         clip(scale / (sqrt(nu_i) + eps), lower, upper). Shares at the bounds and effective rates
         follow from it on demand; counted in every update they would cost 3 to 5 × the update.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax_zoo as zoo
+      >>> tx = zoo.scale_by_dynamic_bounds(1e-3, bounds=lambda step: (0.01, 0.1))
+      >>> _, state = tx.update(jnp.ones(2), tx.init(jnp.zeros(2)))
+      >>> scale, eps, lower, upper = state.clipping
+      >>> print(lower, upper)
+      0.01 0.1
     """
 
     count: jax.typing.ArrayLike

@@ -22,6 +22,13 @@ class ExponentiatedGainsState(NamedTuple):
       gains: Gain ν of every coordinate.
       momentum: Momentum h, which holds the learning rate.
       average: Moving average q of the incoming updates.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax_zoo as zoo
+      >>> tx = zoo.scale_by_exponentiated_gains(0.1)
+      >>> state = tx.init({"w": jnp.zeros((2, 2)), "b": jnp.zeros(2)})
+      >>> print(state.scale, state.gains["b"])
+      [1. 1.] [1. 1.]
     """
 
     count: jax.typing.ArrayLike

@@ -21,6 +21,12 @@ class ExponentiatedGradientState(NamedTuple):
       count: Updates so far, int32, where the rate or the decay is a schedule; None otherwise.
       beta: In the signed domain twice the geometric mean of u and v, which together with the
         parameters u − v holds both; None otherwise.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax_zoo as zoo
+      >>> state = zoo.exponentiated_gradient(0.1, domain="signed").init(jnp.zeros(2))
+      >>> print(state.beta)  # u = v = 1/2
+      [1. 1.]
     """
 
     count: Any

@@ -15,6 +15,12 @@ class GraftState(NamedTuple):
     Attributes:
       magnitude: State of the transformation that gives the size.
       direction: State of the transformation that gives the direction.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, optax_zoo as zoo
+      >>> state = zoo.graft(optax.identity(), zoo.scale_by_sign_momentum()).init(jnp.zeros(2))
+      >>> print(state.direction.mu)
+      [0. 0.]
     """
 
     magnitude: Any

@@ -15,6 +15,14 @@ class LayerwiseTrustRatioState(NamedTuple):
     Attributes:
       count: Updates so far, int32, where `weight_decay` is a schedule; None otherwise.
       trust_ratio: Last ratio of each leaf in tree order, float32, the mean over its layer slices.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax_zoo as zoo
+      >>> tx = zoo.scale_by_layerwise_trust_ratio()
+      >>> params = {"w": jnp.array([3.0, 4.0])}
+      >>> _, state = tx.update({"w": jnp.array([0.0, 2.0])}, tx.init(params), params)
+      >>> print(state.trust_ratio)
+      [2.5]
     """
 
     count: Any

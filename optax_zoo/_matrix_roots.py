@@ -25,6 +25,12 @@ class InverseRootInfo(NamedTuple):
     Attributes:
       residual: :math:`\max |X^p A - I|` of each matrix, with its ridge; infinite without a root.
       iterations: Steps of the iteration, int32; 0 for `"eigh"` and without a root.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax_zoo as zoo
+      >>> root, info = zoo.inverse_pth_root(jnp.zeros((2, 2)), 2, method="eigh")
+      >>> print(info.residual, info.iterations)  # there is no root
+      inf 0
     """
 
     residual: jax.Array

@@ -141,6 +141,12 @@ class ModelScaleSchedules(NamedTuple):
       learning_rate: A schedule of the 0-based step.
       weight_decay: A number. Decoupled decay is multiplied by the learning rate and so follows
         its schedule.
+
+    Examples:
+      >>> import optax_zoo as zoo
+      >>> rule = zoo.model_scale_schedules(1.0, steps_to_half=100)
+      >>> print(f"{rule.learning_rate(100) / rule.learning_rate(0):.1f}")
+      0.5
     """
 
     learning_rate: optax.Schedule

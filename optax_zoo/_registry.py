@@ -73,8 +73,8 @@ def list_optimizers(pattern: str = "*") -> list[str]:
 
     Examples:
       >>> import optax_zoo as zoo
-      >>> zoo.list_optimizers("ada*")
-      ['adabound', 'adaboundw', 'adax', 'adaxw']
+      >>> zoo.list_optimizers("*bound*")
+      ['adabound', 'adaboundw', 'amsbound']
 
     References:
       `fnmatch <https://docs.python.org/3/library/fnmatch.html>`_ of Python.

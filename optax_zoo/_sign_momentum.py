@@ -14,6 +14,13 @@ class SignMomentumState(NamedTuple):
 
     Attributes:
       mu: Moving average of the gradients, shaped like the parameters.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax_zoo as zoo
+      >>> tx = zoo.scale_by_sign_momentum(b2=0.75)
+      >>> _, state = tx.update(jnp.array([4.0, -8.0]), tx.init(jnp.zeros(2)))
+      >>> print(state.mu)
+      [ 1. -2.]
     """
 
     mu: optax.Updates

@@ -86,30 +86,36 @@ def _columns(name: Any, shape: Any) -> tuple[int, ...]:
 
 
 # fmt: off
-# One line each; scale_by_shampoo is held to them within shampoo, scale_by_soap within soap,
-# scale_by_amos within amos,
-# scale_by_exponentiated_gains within egdd. Rosenbrock's valley, one of Optax's problems, wants
-# AdaBound's final_lr small and EGDD's gains bounded.
+# One line each. Rosenbrock's valley, one of Optax's problems, wants AdaBound's final_lr small and
+# EGDD's gains bounded.
 TABLE: dict[str, Entry] = {
     "scale_by_sign_momentum": Entry(zoo.scale_by_sign_momentum, complex_ok=False),
-    "lion": Entry(zoo.lion, _args(learning_rate=1e-2), _args(learning_rate=1e-2, weight_decay=1e-4), "decay", complex_ok=False),  # noqa: E501
-    "scale_by_layerwise_trust_ratio": Entry(zoo.scale_by_layerwise_trust_ratio, _args(weight_decay=0.1), needs_params="always"),  # noqa: E501
-    "lars": Entry(zoo.lars, _args(learning_rate=5.0, weight_decay=0.1), _args(learning_rate=1.0), "always"),  # noqa: E501
-    "lamb": Entry(zoo.lamb, _args(learning_rate=1e-2, weight_decay=0.1), _args(learning_rate=1e-3), "always"),  # noqa: E501
+    "lion": Entry(zoo.lion, _args(learning_rate=1e-2), _args(learning_rate=1e-2, weight_decay=1e-4), "decay", complex_ok=False),
+    "scale_by_layerwise_trust_ratio": Entry(zoo.scale_by_layerwise_trust_ratio, _args(weight_decay=0.1), needs_params="always"),
+    "lars": Entry(zoo.lars, _args(learning_rate=5.0, weight_decay=0.1), _args(learning_rate=1.0), "always"),
+    "lamb": Entry(zoo.lamb, _args(learning_rate=1e-2, weight_decay=0.1), _args(learning_rate=1e-3), "always"),
     "scale_by_dynamic_bounds": Entry(zoo.scale_by_dynamic_bounds, _args(learning_rate=1e-2)),
-    "adabound": Entry(zoo.adabound, _args(weight_decay=0.1), _args(learning_rate=1e-2, final_lr=1e-3, base_lr=1e-2), "decay"),  # noqa: E501
-    "amsbound": Entry(zoo.amsbound, _args(weight_decay=0.1), _args(learning_rate=1e-2, final_lr=1e-3, base_lr=1e-2), "decay"),  # noqa: E501
-    "adaboundw": Entry(zoo.adaboundw, _args(weight_decay=0.1), _args(learning_rate=1e-2, final_lr=1e-3, base_lr=1e-2), "decay"),  # noqa: E501
+    "adabound": Entry(zoo.adabound, _args(weight_decay=0.1), _args(learning_rate=1e-2, final_lr=1e-3, base_lr=1e-2), "decay"),
+    "amsbound": Entry(zoo.amsbound, _args(weight_decay=0.1), _args(learning_rate=1e-2, final_lr=1e-3, base_lr=1e-2), "decay"),
+    "adaboundw": Entry(zoo.adaboundw, _args(weight_decay=0.1), _args(learning_rate=1e-2, final_lr=1e-3, base_lr=1e-2), "decay"),
     "scale_by_adax": Entry(zoo.scale_by_adax),
     "adax": Entry(zoo.adax, {}, _args(learning_rate=1e-2, weight_decay=0.0), "decay"),
     "adaxw": Entry(zoo.adaxw, {}, _args(learning_rate=1e-2, weight_decay=0.0), "decay"),
-    "amos": Entry(_given(zoo.amos, eta_fn=_eta, shape_fn=_columns), _args(learning_rate=1e-2, momentum=0.9), _args(learning_rate=0.1), "always", first_step=1),  # noqa: E501
-    "accumulate_in_momentum": Entry(zoo.accumulate_in_momentum, _args(every_k=2, nesterov=True, then=optax.scale_by_learning_rate(lambda count: 0.5 / (1 + count))), _args(every_k=2, then=optax.scale_by_learning_rate(1e-2)), calls_per_step=2),  # noqa: E501
+    "amos": Entry(_given(zoo.amos, eta_fn=_eta, shape_fn=_columns), _args(learning_rate=1e-2, momentum=0.9), _args(learning_rate=0.1), "always", first_step=1),
+    "accumulate_in_momentum": Entry(zoo.accumulate_in_momentum, _args(every_k=2, nesterov=True, then=optax.scale_by_learning_rate(lambda count: 0.5 / (1 + count))), _args(every_k=2, then=optax.scale_by_learning_rate(1e-2)), calls_per_step=2),
     "accumulate_in_adam": Entry(zoo.accumulate_in_adam, _args(every_k=2), calls_per_step=2),
-    "exponentiated_gradient": Entry(zoo.exponentiated_gradient, _args(learning_rate=1e-2, domain="signed", weight_decay=0.1), _args(learning_rate=1e-3, domain="signed"), "always", complex_ok=False),  # noqa: E501
-    "egdd": Entry(zoo.egdd, _args(learning_rate=1e-2), _args(learning_rate=2e-4, gain_bounds=(1e-2, 1.0), scale_bounds=(0.1, 1.0)), complex_ok=False),  # noqa: E501
-    "graft": Entry(zoo.graft, _args(magnitude=zoo.scale_by_adax(), direction=zoo.scale_by_sign_momentum()), complex_ok=False),  # noqa: E501
-    "shampoo": Entry(zoo.shampoo, _args(learning_rate=1e-2, weight_decay=0.1, refresh=zoo.Refresh(every=2, start=1), roots=zoo.Roots(ridge=1e-2)), _args(learning_rate=1e-2, refresh=zoo.Refresh(every=500)), "decay", complex_ok=False),  # noqa: E501
-    "soap": Entry(zoo.soap, _args(learning_rate=1e-2, weight_decay=0.1, refresh=zoo.Refresh(every=2, start=1)), _args(learning_rate=1e-2, refresh=zoo.Refresh(every=500)), "decay", complex_ok=False),  # noqa: E501
+    "exponentiated_gradient": Entry(zoo.exponentiated_gradient, _args(learning_rate=1e-2, domain="signed", weight_decay=0.1), _args(learning_rate=1e-3, domain="signed"), "always", complex_ok=False),
+    "egdd": Entry(zoo.egdd, _args(learning_rate=1e-2), _args(learning_rate=2e-4, gain_bounds=(1e-2, 1.0), scale_bounds=(0.1, 1.0)), complex_ok=False),
+    "graft": Entry(zoo.graft, _args(magnitude=zoo.scale_by_adax(), direction=zoo.scale_by_sign_momentum()), complex_ok=False),
+    "shampoo": Entry(zoo.shampoo, _args(learning_rate=1e-2, weight_decay=0.1, refresh=zoo.Refresh(every=2, start=1), roots=zoo.Roots(ridge=1e-2)), _args(learning_rate=1e-2, refresh=zoo.Refresh(every=500)), "decay", complex_ok=False),
+    "soap": Entry(zoo.soap, _args(learning_rate=1e-2, weight_decay=0.1, refresh=zoo.Refresh(every=2, start=1)), _args(learning_rate=1e-2, refresh=zoo.Refresh(every=500)), "decay", complex_ok=False),
 }
 # fmt: on
+
+# Links that are held to the laws within an optimizer.
+WITHIN = {
+    "scale_by_amos": "amos",
+    "scale_by_exponentiated_gains": "egdd",
+    "scale_by_shampoo": "shampoo",
+    "scale_by_soap": "soap",
+}

@@ -340,6 +340,12 @@ every = pytest.mark.parametrize("name", MAKERS)
 
 
 @every
+def test_no_reader_is_missing(name):
+    report = zoo.inspect(MAKERS[name]().init(PARAMS), PARAMS)
+    assert report, f"give the state of {name} a line in _READERS of optax_zoo/_inspection.py"
+
+
+@every
 def test_plain_finite_floats_before_and_after_a_step(name):
     params = {
         "w": jnp.ones((2, 3), jnp.bfloat16),

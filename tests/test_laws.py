@@ -1,6 +1,7 @@
 """The laws that every transformation keeps, over the table of `laws.py`."""
 
 import functools
+import inspect
 from typing import Any, NamedTuple
 
 import flax
@@ -14,8 +15,9 @@ from flax import nnx
 from flax.training import train_state
 
 import helpers
+import optax_zoo as zoo
 from helpers import assert_close, assert_finite, assert_same, problem, random_tree, train
-from laws import TABLE, Entry
+from laws import TABLE, WITHIN, Entry
 
 
 @pytest.fixture(params=TABLE.values(), ids=list(TABLE))
@@ -29,6 +31,19 @@ def tx(entry) -> optax.GradientTransformationExtraArgs:
 
 
 floats = pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+
+
+def test_no_transformation_is_missing():
+    public = {name: getattr(zoo, name) for name in zoo.__all__ if name != "create"}
+    transformations = {
+        name
+        for name, value in public.items()
+        if inspect.isfunction(value)
+        and inspect.signature(value).return_annotation is optax.GradientTransformationExtraArgs
+    }
+    missing = transformations - set(TABLE) - set(WITHIN)
+    assert not missing, f"give {missing} a line in TABLE of tests/laws.py"
+
 
 # --- purity, shapes, dtypes -------------------------------------------------------------------
 

@@ -93,7 +93,7 @@ def test_every_module_is_private_and_says_what_it_is(path):
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 
-def test_all_is_complete_and_sorted():
+def test_no_name_is_missing_in_all_which_is_sorted():
     assert zoo.__all__ == sorted(zoo.__all__)
     modules = {module.name for module in pkgutil.iter_modules(zoo.__path__)}
     assert set(zoo.__all__) == {n for n in vars(zoo) if not n.startswith("_")} - modules
@@ -128,12 +128,14 @@ def test_every_argument_of_a_public_function_is_described(name):
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_public_class_describes_its_fields(name):
+def test_a_public_class_describes_its_fields_and_has_an_example(name):
     text = inspect.getdoc(getattr(zoo, name)) or ""
+    attributes, _, examples = text.partition("\nAttributes:")[2].partition("\nExamples:\n")
     kind = getattr(zoo, name)
     fields = [f.name for f in dataclasses.fields(kind)] if not hasattr(kind, "_fields") else None
     for field in fields or kind._fields:
-        assert f"\n  {field}: " in text.partition("\nAttributes:")[2]
+        assert f"\n  {field}: " in attributes
+    assert ">>> " in examples
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -1,4 +1,4 @@
-"""The README's code runs, and its table says what the states really hold."""
+"""The README's code runs, its table says what states hold; contributors are sent to what exists."""
 
 import inspect
 import re
@@ -10,7 +10,8 @@ import pytest
 
 import optax_zoo as zoo
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 TABLE = re.findall(r"^\| `(\w+)` \| .*? \| (\d+) \|", README, re.MULTILINE)
 
 
@@ -35,7 +36,7 @@ def test_the_table_gives_the_true_state_size(name, bytes_per_parameter):
     assert round(total / params.size, 1) == float(bytes_per_parameter)
 
 
-def test_the_table_has_every_optimizer():
+def test_no_optimizer_is_missing():
     optimizers = {
         name
         for name in filter(str.islower, zoo.__all__)
@@ -43,4 +44,14 @@ def test_the_table_has_every_optimizer():
         in ("learning_rate", "every_k")
         and not name.startswith("scale_")
     }
-    assert {name for name, _ in TABLE} == optimizers
+    missing = optimizers - {name for name, _ in TABLE}
+    assert not missing, f"give {missing} a row in README.md, 'The optimizers'"
+    assert optimizers == {name for name, _ in TABLE}
+
+
+def test_contributors_are_sent_to_files_that_exist():
+    text = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = set(re.findall(r"\b((?:benchmarks|optax_zoo|tests)/[\w/]+(?:\.\w+)?)", text))
+    new = {"optax_zoo/_name.py", "tests/test_name.py", "tests/golden/name.npz"}
+    assert len(paths - new) > 15
+    assert not [path for path in paths - new if not (ROOT / path).exists()]

@@ -29,6 +29,12 @@ class RefreshPlan(NamedTuple):
       roots: The faster method, for `shampoo(roots=...)`.
       root_seconds: Time of all roots on this host, with the workers that training uses.
       explanation: One sentence why.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax_zoo as zoo
+      >>> plan = zoo.plan_refresh(jnp.ones((64, 64)), step_seconds=0.1, roots=zoo.Roots())
+      >>> plan.refresh.every, plan.roots == zoo.Roots()
+      (10, True)
     """
 
     refresh: Refresh

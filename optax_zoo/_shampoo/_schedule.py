@@ -44,6 +44,15 @@ class Refresh:
       start: S, the first refresh, 1 … N; None: the smaller of 10 and N.
       statistics_every: Steps from one gradient in the statistics to the next.
       drift_every: C, steps from one drift correction to the next; None: there is none.
+
+    Examples:
+      >>> import optax_zoo as zoo
+      >>> refresh = zoo.Refresh(every=50, delay=15)  # begun at 10, 20, 40, 50, 100, ...
+      >>> tx = zoo.shampoo(1e-3, refresh=refresh)
+      >>> zoo.Refresh(every=10, delay=20)
+      Traceback (most recent call last):
+        ...
+      ValueError: delay must be <= every, got 20 with every=10; lower delay or raise every
     """
 
     every: int = 10
@@ -52,7 +61,7 @@ class Refresh:
     statistics_every: int = 1
     drift_every: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _checks.check_integer("every", self.every, at_least=1, remedy="pass e.g. 10")
         _checks.check_integer(
             "statistics_every", self.statistics_every, at_least=1, remedy="pass 1 for every step"

@@ -31,6 +31,12 @@ class SoapState(NamedTuple):
       moments: Both moments of the blocks in their bases, one entry for each kind of block.
       report: Residual, age, iterations, condition, failures and skipped gradients, an array each
         with one entry per leaf in tree order; `inspect` reads them.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax_zoo as zoo
+      >>> state = zoo.scale_by_soap().init({"w": jnp.ones((4, 2)), "b": jnp.ones(2)})
+      >>> print(state.nu["b"])  # w has its moments in the bases
+      [0. 0.]
     """
 
     count: jax.Array

@@ -26,6 +26,12 @@ class ShampooState(NamedTuple):
       factors: Statistics, snapshots and roots, one entry for each stack of equal factors.
       report: Residual, age, iterations, condition, failures and skipped gradients, an array each
         with one entry per leaf in tree order; `inspect` reads them.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax_zoo as zoo
+      >>> state = zoo.scale_by_shampoo().init({"w": jnp.ones((4, 2)), "b": jnp.ones(2)})
+      >>> print(state.report.age)  # b, then w: no roots yet
+      [-1 -1]
     """
 
     count: jax.Array
