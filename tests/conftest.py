@@ -1,6 +1,9 @@
 """A strict JAX for the whole suite: eight host devices, no silent rank promotion."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Most of the suite's time is XLA's, and a compiler that hurries takes half of it. XLA_FLAGS="" runs
 # the tests on programs compiled as users have them, as `.ci/run` does for a part of them on other
@@ -8,6 +11,14 @@ import os
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
+
+# One process compiles for all: pytest-xdist's workers and programs under test inherit this.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _compiled = tempfile.mkdtemp(prefix="optax_zoo_tests_")
+    atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import pytest
@@ -29,3 +40,10 @@ def x64():
     """Double precision within one test; the switch is global to the thread."""
     with helpers.enable_x64():
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget():
+    """Gives back a module's compiled programs; together they take gigabytes."""
+    yield
+    jax.clear_caches()
