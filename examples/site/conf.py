@@ -1,5 +1,7 @@
 """The documentation site: `python -m sphinx -W -b html examples/site build/site`."""
 
+from typing import Any
+
 import optax_zoo
 
 # The repository on GitHub, of which the notebooks' badges, links and pip lines are made: a test
@@ -34,3 +36,13 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 240
 nb_merge_streams = True
+
+
+def setup(app: Any) -> None:
+    """Defaults are shown as the source has them, but under their public names."""
+
+    def public(app, what, name, obj, options, signature, annotation):
+        del app, what, name, obj, options
+        return (signature or "").replace("_blocks.", ""), annotation
+
+    app.connect("autodoc-process-signature", public)
