@@ -315,14 +315,18 @@ def test_schedule_free_is_scored_at_its_average():
     assert score == pytest.approx(float(workload.score(averaged, workload.data())))
 
 
-@pytest.mark.parametrize("name", CONTENDERS)
-def test_every_contender_is_built_for_the_matrix_and_the_language_model(name):
+# The language model is for those that go by names or shapes.
+@pytest.mark.parametrize(
+    ("name", "workload"),
+    [*((name, "matrix") for name in CONTENDERS)]
+    + [(name, "language_model") for name in ("adamw b2=0.9", "muon", "amos", "lamb", "shampoo")],
+)
+def test_every_contender_is_built(name, workload):
     setting = Setting(lambda count: 1e-3 * jnp.ones(()), 1e-3, 0.95, 0.1)
     tx = CONTENDERS[name].make(setting)
-    for workload in ("matrix", "language_model"):
-        params = jax.eval_shape(lambda w=workload: WORKLOADS[w].init(None, 0))
-        updates, _ = jax.eval_shape(lambda p: tx.update(p, tx.init(p), p), params)
-        assert jax.tree.structure(updates) == jax.tree.structure(params)
+    params = jax.eval_shape(lambda: WORKLOADS[workload].init(None, 0))
+    updates, _ = jax.eval_shape(lambda p: tx.update(p, tx.init(p), p), params)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
 
 
 @pytest.mark.parametrize("name", [n for n in WORKLOADS if n != "language_model"])

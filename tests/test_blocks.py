@@ -249,7 +249,7 @@ def test_values_of_blocks_are_spread_over_their_leaves():
 
 
 @given(trees(), options)
-@settings(max_examples=20)
+@settings(max_examples=10)
 def test_every_block_knows_its_layer(tree, blocks):
     leaves, layers = tree
     plan = _blocks.plan(abstract(*leaves), layers, blocks)

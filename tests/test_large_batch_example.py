@@ -11,7 +11,7 @@ import large_batch
 def test_it_tunes_scales_and_draws(tmp_path):
     arguments = ["--tasks", "text", "--optimizers", "lamb", "--multiples", "1", "4"]
     assert (
-        large_batch.main([*arguments, "--seeds", "1", "--share", "0.02", "--out", str(tmp_path)])
+        large_batch.main([*arguments, "--seeds", "1", "--share", "0.01", "--out", str(tmp_path)])
         == 0
     )
     results = json.loads((tmp_path / "results.json").read_text())

@@ -107,14 +107,12 @@ PAPER = Setting(
 FORMS: dict[str, tuple[Setting, dict[str, Any]]] = {
     "2018": (PAPER, {**TREE}),
     "2018_merged": (dataclasses.replace(PAPER, merge_below=12, exponent=2), TREE),
-    "2018_rarely": (dataclasses.replace(PAPER, every=4, delay=2, start=1), SMALL),
     "sum_with_momentum": (Setting(b2=1.0, every=5, delay=0, start=5, ridge=1e-5), SMALL),
     "scalable": (Setting(every=7, delay=0, start=1, merge_below=1), TREE),
-    "no_nesterov": (Setting(nesterov=False, every=7, delay=3, start=2), SMALL),
     "no_momentum": (Setting(b1=0.0, every=5, delay=5, start=2), SMALL),
     "adam_norm": (Setting(graft="adam", exponent=2, every=5, delay=5, start=2), SMALL),
     "adam_norm_plain": (
-        Setting(graft="adam", nesterov=False, b2=0.99, every=5, delay=5, start=5),
+        Setting(graft="adam", nesterov=False, b2=0.99, every=7, delay=3, start=2),
         SMALL,
     ),
     "sgd_norm": (Setting(graft="sgd", every=6, delay=2, start=3), SMALL),
@@ -135,7 +133,11 @@ def test_the_reference_comes_out_again(form):
 def test_both_methods_agree_in_both_places(method, on):
     s = Setting(graft="adam", exponent=2, every=8, delay=3, start=2)
     compare(s, SMALLEST, tolerance=1e-6, method=method, on=on, root_dtype=jnp.float64)
-    compare(s, SMALLEST, tolerance=1e-5, method=method, on=on, root_dtype=jnp.float32)
+
+
+def test_narrow_roots_are_as_good_as_their_dtype():
+    s = Setting(graft="adam", exponent=2, every=8, delay=3, start=2)
+    compare(s, SMALLEST, tolerance=1e-5, root_dtype=jnp.float32)
 
 
 def test_the_paper_exponent_by_newtons_method():
@@ -157,7 +159,7 @@ TIMES = [
 ]
 
 
-@pytest.mark.parametrize(("every", "delay", "start", "statistics_every"), TIMES[::2])
+@pytest.mark.parametrize(("every", "delay", "start", "statistics_every"), TIMES[::4])
 def test_schedules_agree(every, delay, start, statistics_every):
     s = Setting(
         graft="adam",
@@ -213,7 +215,7 @@ def test_every_shape_agrees(name):
 
 @pytest.mark.parametrize(
     ("name", "on"),
-    [("merged_by_size", "host"), ("one_sided", "host"), ("stacked", "host"), ("stacked", "device")],
+    [("one_sided", "host"), ("stacked", "device")],
 )
 def test_single_precision_keeps_the_direction(name, on):
     s, shapes = SHAPED[name]
