@@ -1,7 +1,6 @@
-"""What is known of each optimizer: a literal table; arguments are the signatures' own."""
+"""What is known of each optimizer: a literal table, which the tests hold against the code."""
 
 from collections.abc import Callable, Mapping
-from inspect import Parameter, signature
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -10,11 +9,14 @@ import optax
 from optax_zoo._adabound import adabound, adaboundw, amsbound
 from optax_zoo._adax import adax, adaxw
 from optax_zoo._amos import amos
+from optax_zoo._blocks import Blocks
 from optax_zoo._exponentiated_gains import egdd
 from optax_zoo._exponentiated_gradient import exponentiated_gradient
 from optax_zoo._lamb import lamb
 from optax_zoo._lars import lars
 from optax_zoo._shampoo._assembled import shampoo
+from optax_zoo._shampoo._roots import Roots
+from optax_zoo._shampoo._schedule import Refresh
 from optax_zoo._shampoo._soap import soap
 from optax_zoo._sign_momentum import lion
 
@@ -48,6 +50,7 @@ class OptimizerInfo(NamedTuple):
       description: What it does, in a line.
       paper: The title of the paper.
       arxiv: The paper's number on arXiv; None: it is not there.
+      defaults: Every argument that has a default, with it.
       state_bytes: State in bytes per float32 parameter of large square matrices, at the defaults.
       needs_params: When `update` needs the parameters: "always", "never", or "with decay", that is
         unless `weight_decay` is the number 0.
@@ -55,7 +58,6 @@ class OptimizerInfo(NamedTuple):
       weight_decay: The decays to start from; None where no source has any, or there is no decay.
       tuned: Where the learning rates lay that `benchmarks.arena` found best, on the autoencoder
         and the language model; None: it was not in it.
-      defaults: Every argument that has a default, with it.
       required: Arguments without a default other than the learning rate.
 
     Examples:
@@ -69,13 +71,17 @@ class OptimizerInfo(NamedTuple):
     description: str
     paper: str
     arxiv: str | None
+    defaults: Mapping[str, Any]
     state_bytes: float
     needs_params: Literal["always", "with decay", "never"]
     learning_rate: Recommendation | None = None
     weight_decay: Recommendation | None = None
     tuned: Recommendation | None = None
-    defaults: Mapping[str, Any] = MappingProxyType({})
     required: tuple[str, ...] = ()
+
+
+def _values(**arguments: Any) -> Mapping[str, Any]:
+    return MappingProxyType(arguments)
 
 
 def _at(value: float, source: str, *, times: str | None = None) -> Recommendation:
@@ -92,28 +98,38 @@ def _in_arena(low: float, high: float) -> Recommendation:
 _BOUND_PAPER = "Adaptive Gradient Methods with Dynamic Bound of Learning Rate"
 _BOUND_CODE = "the authors' code, github.com/Luolc/AdaBound"
 _BOUND_CIFAR = "the authors' CIFAR-10 example"
+_BOUND_DEFAULTS = _values(
+    learning_rate=1e-3,
+    final_lr=0.1,
+    base_lr=None,
+    b1=0.9,
+    b2=0.999,
+    gamma=1e-3,
+    eps=1e-8,
+    weight_decay=0.0,
+    mask=None,
+    bounds=None,
+)
 _ADAX_PAPER = "AdaX: Adaptive Gradient Descent with Exponential Long Term Memory"
 _ADAX_CODE = "the authors' code and its CIFAR-10 settings"
+_ADAX_DEFAULTS = _values(b1=0.9, b2=1e-4, eps=1e-12, mu_dtype=None, mask=None)
+_KRONECKER_DEFAULTS = _values(
+    weight_decay=0.0,
+    mask=None,
+    eps=1e-8,
+    layer_axes=None,
+    blocks=Blocks(),
+    refresh=Refresh(),
+    mesh=None,
+)
 
-
-def _table(**entries: OptimizerInfo) -> Mapping[str, OptimizerInfo]:
-    """The entries, with what the signatures say of the arguments."""
-    return MappingProxyType({name: _with_arguments(entry) for name, entry in entries.items()})
-
-
-def _with_arguments(entry: OptimizerInfo) -> OptimizerInfo:
-    values = {p.name: p.default for p in signature(entry.factory).parameters.values()}
-    defaults = {name: value for name, value in values.items() if value is not Parameter.empty}
-    required = tuple(name for name in values if name not in {"learning_rate", *defaults})
-    return entry._replace(defaults=MappingProxyType(defaults), required=required)
-
-
-TABLE = _table(
+TABLE: Mapping[str, OptimizerInfo] = _values(
     adabound=OptimizerInfo(
         factory=adabound,
         description="Adam's start and SGD's end, each coordinate's rate between closing bounds",
         paper=_BOUND_PAPER,
         arxiv="1902.09843",
+        defaults=_BOUND_DEFAULTS,
         learning_rate=_at(1e-3, _BOUND_CODE),
         weight_decay=_at(5e-4, _BOUND_CIFAR),
         tuned=_in_arena(0.56, 1.0),
@@ -125,6 +141,7 @@ TABLE = _table(
         description="AdaBound with decoupled decay, which no learning rate multiplies",
         paper=_BOUND_PAPER,
         arxiv="1902.09843",
+        defaults=_values(**_BOUND_DEFAULTS, amsbound=False),
         learning_rate=_at(1e-3, _BOUND_CODE),
         state_bytes=8,
         needs_params="with decay",
@@ -134,6 +151,7 @@ TABLE = _table(
         description="momentum over the root of a second moment that forgets nothing; L2 decay",
         paper=_ADAX_PAPER,
         arxiv="2004.09740",
+        defaults=_values(**_ADAX_DEFAULTS, learning_rate=1.5e-3, weight_decay=5e-4),
         learning_rate=_at(1.5e-3, _ADAX_CODE),
         weight_decay=_at(5e-4, _ADAX_CODE),
         state_bytes=8,
@@ -144,6 +162,7 @@ TABLE = _table(
         description="AdaX with decoupled decay",
         paper=_ADAX_PAPER,
         arxiv="2004.09740",
+        defaults=_values(**_ADAX_DEFAULTS, learning_rate=5e-3, weight_decay=5e-2),
         learning_rate=_at(5e-3, _ADAX_CODE),
         weight_decay=_at(5e-2, _ADAX_CODE),
         tuned=_in_arena(0.56, 1.0),
@@ -156,6 +175,16 @@ TABLE = _table(
         paper="Amos: An Adam-style Optimizer with Adaptive Weight Decay towards Model-Oriented "
         "Scale",
         arxiv="2210.11693",
+        required=("eta_fn",),
+        defaults=_values(
+            shape_fn=None,
+            beta=0.999,
+            extra_l2=0.0,
+            c_coef=0.25,
+            d_coef=0.25,
+            momentum=None,
+            clip_value=None,
+        ),
         learning_rate=_at(
             1.0, "the paper", times="1/sqrt(N) for a data set of N independent batches"
         ),
@@ -168,6 +197,7 @@ TABLE = _table(
         description="AdaBound on the running maximum of the second moment",
         paper=_BOUND_PAPER,
         arxiv="1902.09843",
+        defaults=_BOUND_DEFAULTS,
         learning_rate=_at(1e-3, _BOUND_CODE),
         weight_decay=_at(5e-4, _BOUND_CIFAR),
         state_bytes=12,
@@ -178,6 +208,17 @@ TABLE = _table(
         description="momentum SGD whose step sizes adapt, per coordinate and per layer",
         paper="Step-size Adaptation Using Exponentiated Gradient Updates",
         arxiv="2202.00145",
+        defaults=_values(
+            momentum=0.9,
+            beta=0.9,
+            gain_lr=1e-2,
+            scale_lr=1e-3,
+            scope="leaf",
+            use_directions=True,
+            use_signs=True,
+            gain_bounds=(1e-2, 1e2),
+            scale_bounds=(0.1, 10.0),
+        ),
         learning_rate=Recommendation(
             0.1, 1.0, "momentum SGD's", "measured on digits by examples/step_size.py"
         ),
@@ -190,6 +231,7 @@ TABLE = _table(
         description="multiplicative updates of positive, simplex or signed parameters",
         paper="Exponentiated Gradient versus Gradient Descent for Linear Predictors",
         arxiv=None,
+        defaults=_values(domain="positive", axis=None, weight_decay=0.0),
         state_bytes=0,
         needs_params="always",
     ),
@@ -198,6 +240,18 @@ TABLE = _table(
         description="Adam's direction, scaled layer by layer to the weights' norm",
         paper="Large Batch Optimization for Deep Learning: Training BERT in 76 minutes",
         arxiv="1904.00962",
+        defaults=_values(
+            b1=0.9,
+            b2=0.999,
+            eps=1e-6,
+            eps_root=0.0,
+            weight_decay=0.0,
+            mask=None,
+            mu_dtype=None,
+            trust_clip=None,
+            trust_ratio_mask=True,
+            layer_axes=None,
+        ),
         learning_rate=_at(
             6.25e-4, "the paper, for BERT at batches from 512 to 32768", times="sqrt(batch / 512)"
         ),
@@ -211,6 +265,17 @@ TABLE = _table(
         description="momentum SGD whose layers all move in proportion to their weights",
         paper="Large Batch Training of Convolutional Networks",
         arxiv="1708.03888",
+        defaults=_values(
+            weight_decay=0.0,
+            weight_decay_mask=True,
+            trust_coefficient=0.001,
+            eps=0.0,
+            trust_ratio_mask=True,
+            momentum=0.9,
+            nesterov=False,
+            trust_clip=None,
+            layer_axes=None,
+        ),
         learning_rate=Recommendation(
             10.0, 31.2, None, "Google's MLPerf code for ResNet-50, batches below 16384 to 32768"
         ),
@@ -223,6 +288,7 @@ TABLE = _table(
         description="the sign of an interpolation between momentum and gradient",
         paper="Symbolic Discovery of Optimization Algorithms",
         arxiv="2302.06675",
+        defaults=_values(b1=0.9, b2=0.99, mu_dtype=None, weight_decay=1e-3, mask=None),
         learning_rate=Recommendation(1 / 10, 1 / 3, _ADAMW, "the authors' README"),
         weight_decay=Recommendation(3.0, 10.0, _ADAMW, "the authors' README"),
         tuned=_in_arena(0.032, 0.32),
@@ -234,6 +300,16 @@ TABLE = _table(
         description="a preconditioner for each side of a layer, roots computed on the host",
         paper="Scalable Second Order Optimization for Deep Learning",
         arxiv="2002.09018",
+        defaults=_values(
+            **_KRONECKER_DEFAULTS,
+            graft_to="adam",
+            exponent=None,
+            b1=0.9,
+            b2=0.95,
+            nesterov=True,
+            init_epsilon=0.0,
+            roots=Roots(),
+        ),
         learning_rate=_at(1.0, "the paper: a layer's step has the grafted norm", times=_ADAMW),
         weight_decay=_at(1.0, "decoupled as AdamW's", times=_ADAMW),
         tuned=_in_arena(1.9, 3.3),
@@ -245,6 +321,9 @@ TABLE = _table(
         description="Adam in the eigenbases of Shampoo's statistics",
         paper="SOAP: Improving and Stabilizing Shampoo using Adam",
         arxiv="2409.11321",
+        defaults=_values(
+            **_KRONECKER_DEFAULTS, b1=0.95, b2=0.95, nesterov=False, roots=Roots(method="eigh")
+        ),
         learning_rate=_at(3e-3, "the authors' README"),
         weight_decay=_at(0.01, "the authors' README"),
         tuned=_in_arena(3.2, 3.2),

@@ -41,6 +41,7 @@ def test_no_transformation_is_missing():
         if inspect.isfunction(value)
         and inspect.signature(value).return_annotation is optax.GradientTransformationExtraArgs
     }
+    assert set(WITHIN.values()) <= set(TABLE)
     missing = transformations - set(TABLE) - set(WITHIN)
     assert not missing, f"give {missing} a line in TABLE of tests/laws.py"
 

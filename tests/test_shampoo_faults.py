@@ -235,7 +235,8 @@ def test_a_thousand_zero_gradients(on, trained):
 
 
 @pytest.mark.parametrize(
-    ("on", "method"), [("host", "schur_newton"), ("host", "eigh"), ("device", "schur_newton")]
+    ("on", "method"),
+    [("host", "schur_newton"), ("host", "eigh"), ("device", "schur_newton"), ("device", "eigh")],
 )
 def test_statistics_of_rank_one(on, method):
     tx = optimizer(on, method)

@@ -132,7 +132,8 @@ def test_the_reference_comes_out_again(form):
 @pytest.mark.parametrize("method", ["schur_newton", "eigh"])
 def test_both_methods_agree_in_both_places(method, on):
     s = Setting(graft="adam", exponent=2, every=8, delay=3, start=2)
-    compare(s, SMALLEST, tolerance=1e-6, method=method, on=on, root_dtype=jnp.float64)
+    shapes = SMALL if on == "host" else SMALLEST
+    compare(s, shapes, tolerance=1e-6, method=method, on=on, root_dtype=jnp.float64)
 
 
 def test_narrow_roots_are_as_good_as_their_dtype():

@@ -32,7 +32,7 @@ class RefreshPlan(NamedTuple):
 
     Examples:
       >>> import jax.numpy as jnp, optax_zoo as zoo
-      >>> plan = zoo.plan_refresh(jnp.ones((64, 64)), step_seconds=0.1, roots=zoo.Roots())
+      >>> plan = zoo.plan_refresh(jnp.ones((64, 64)), step_seconds=10.0, roots=zoo.Roots())
       >>> plan.refresh.every, plan.roots == zoo.Roots()
       (10, True)
     """
@@ -77,7 +77,7 @@ def plan_refresh(
 
     Examples:
       >>> import jax.numpy as jnp, optax_zoo as zoo
-      >>> plan = zoo.plan_refresh({"kernel": jnp.ones((64, 64))}, step_seconds=0.1)
+      >>> plan = zoo.plan_refresh({"kernel": jnp.ones((64, 64))}, step_seconds=10.0)
       >>> tx = zoo.shampoo(1e-3, refresh=plan.refresh, roots=plan.roots)
       >>> plan.refresh.every
       10
