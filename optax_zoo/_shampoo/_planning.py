@@ -58,8 +58,8 @@ def plan_refresh(
     .. math:: D = \lceil 1.25\, t_{\text{roots}} / t_{\text{step}} \rceil, \qquad N = \max(D, 10)
 
     for late roots cost more than rare ones. Measure where you train, while training or something
-    as heavy is running if the device is the CPU itself. Takes seconds. Layers stacked by
-    `nn.scan` are planned as tensors: pass the shapes of one layer, and count its seconds as often.
+    as heavy is running if the device is the CPU itself. Takes seconds. L layers stacked by
+    `nn.scan` would be planned as one tensor: pass a list of L times the shapes of one layer.
 
     Args:
       params: The parameters, or their shapes (`jax.eval_shape`).
