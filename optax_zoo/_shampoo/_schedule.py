@@ -19,7 +19,11 @@ class Refresh:
 
     Steps count from 1. Roots are begun at S, 2S, 4S, 8S … while below N, then at N and its
     multiples; a root begun at t is adopted at t + D, or at the next begin step if that is sooner.
-    A delay costs more than a long interval, and :func:`plan_refresh` finds the shortest.
+    A delay costs more than a long interval, and :func:`plan_refresh` finds the shortest. An early
+    first refresh is worth as much: at a quarter of the arena's budgets `start=1` ended at 0.67
+    (autoencoder), 0.29 (matrix), 0.78 (softmax regression) and 1.00 times (language model) the loss
+    of the defaults, with `drift_every=5` besides at 0.55, 0.24, 0.77 and 0.96 times
+    (`python -m benchmarks.arena.defaults`).
 
     With `drift_every=C` the roots in use are brought toward the statistics of the moment, at each
     multiple of C and where they are adopted: they are D steps old by then. With X the adopted root,
