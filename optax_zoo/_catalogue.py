@@ -200,6 +200,7 @@ TABLE: Mapping[str, OptimizerInfo] = _values(
         defaults=_BOUND_DEFAULTS,
         learning_rate=_at(1e-3, _BOUND_CODE),
         weight_decay=_at(5e-4, _BOUND_CIFAR),
+        tuned=_in_arena(0.56, 1.78),
         state_bytes=12,
         needs_params="with decay",
     ),
@@ -280,6 +281,7 @@ TABLE: Mapping[str, OptimizerInfo] = _values(
             10.0, 31.2, None, "Google's MLPerf code for ResNet-50, batches below 16384 to 32768"
         ),
         weight_decay=_at(1e-4, "Google's TPU code for ResNet-50"),
+        tuned=_in_arena(31.6, 562.0),
         state_bytes=4,
         needs_params="always",
     ),
