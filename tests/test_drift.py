@@ -143,12 +143,11 @@ def noise(steps: int, dtype: Any = jnp.float32) -> list[Any]:
     return [random_tree(t, dtype, SHAPES) for t in range(steps)]
 
 
-@pytest.mark.parametrize("scale", [2.0**-27])
-def test_the_scale_of_the_gradients_does_not_matter(scale):
+def test_the_scale_of_the_gradients_does_not_matter():
     grads = noise(14)
     tx = optimizer(graft_to=SIGN)
     plain, _ = run(tx, grads)
-    scaled, _ = run(tx, [jax.tree.map(lambda g: scale * g, g) for g in grads])
+    scaled, _ = run(tx, [jax.tree.map(lambda g: 2.0**-27 * g, g) for g in grads])
     assert_close(scaled, plain, rtol=2e-3, atol=1e-5)
 
 
@@ -207,10 +206,9 @@ def test_updates_keep_bfloat16():
     assert_finite((found, state))
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16])
-def test_roots_in_half_precision_are_corrected_nearly_as_well(dtype):
+def test_roots_in_half_precision_are_corrected_nearly_as_well():
     grads = noise(14)
-    found, _ = run(optimizer(roots=zoo.Roots(ridge=1e-2, dtype=dtype)), grads)
+    found, _ = run(optimizer(roots=zoo.Roots(ridge=1e-2, dtype=jnp.bfloat16)), grads)
     wanted, _ = run(optimizer(roots=zoo.Roots(ridge=1e-2)), grads)
     for a, d in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         assert np.linalg.norm(a - d) < 0.03 * np.linalg.norm(d)

@@ -15,7 +15,8 @@ import optax_zoo as zoo
 from benchmarks.gallery._digits import HIDDEN, Training
 
 STEPS, RATE = 100, 1e-2
-B2, RIDGE, EPS = 0.95, zoo.Roots().ridge, 1e-8  # Shampoo's defaults
+DEFAULTS = zoo.info("shampoo").defaults
+B2, RIDGE, EPS = DEFAULTS["b2"], DEFAULTS["roots"].ridge, DEFAULTS["eps"]
 COLOURS = ("0.35", "#edae49", "#d1495b")
 
 
