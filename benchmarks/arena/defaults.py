@@ -97,7 +97,8 @@ def section(results: Path, _: Path) -> list[str]:
         "Final score with one default changed, relative to that with the defaults (`Refresh(10)`: "
         "from step 10 on, roots ten steps late), at a quarter of each budget, each variant tuned, "
         "means of two seeds; in brackets, the two seeds' spread with the defaults. The first two "
-        "workloads are those on which defaults are set, the others are to confirm them.\n",
+        "workloads are those on which defaults are set, the others are to confirm them; empty: not "
+        "run.\n",
         table(head, rows),
     ]
 

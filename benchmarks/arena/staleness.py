@@ -91,7 +91,7 @@ def section(results: Path, _: Path) -> list[str]:
     return [
         "## What stale roots and bases cost\n",
         "Renewed every N steps, in use D steps after their snapshot; each tuned like a contender, "
-        "means of two seeds and their spread.\n",
+        "means of two seeds and their spread; empty: not run.\n",
         *parts,
     ]
 
