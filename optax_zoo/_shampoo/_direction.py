@@ -128,16 +128,22 @@ def finite_blocks(
     stacks, finite, in_order, masks, skipped = finite_parts(plan, layer_axes, gradients, routes)
     whole = jnp.concatenate([x.reshape(-1) for x in (*in_order, *masks.values())]).all()
 
+    def placed(gradient, mask):
+        if routes is not None and not _blocks.names_shardings(gradient):
+            # Or what the blocks' owners are would show in the moments' shardings.
+            return routes.owners.spread(mask.reshape(gradient.shape), jax.sharding.PartitionSpec())
+        return _blocks.like(gradient, mask)
+
     def everything():
         return {
-            i: _blocks.like(gradients[i], jnp.broadcast_to(whole, gradients[i].shape))
+            i: placed(gradients[i], jnp.broadcast_to(whole, gradients[i].shape))
             for i in plan.layers
         }
 
     def what_is_finite():
         spread = _blocks.spread(plan, in_order)
         return {
-            i: _blocks.like(gradients[i], _blocks.varying_like(mask, whole))
+            i: placed(gradients[i], _blocks.varying_like(mask, whole))
             for i, mask in spread.items()
         }
 
