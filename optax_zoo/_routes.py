@@ -77,7 +77,7 @@ class _Tile(NamedTuple):
     @property
     def spec(self) -> PartitionSpec:
         """What `over` takes."""
-        return PartitionSpec() if self.axis is None else self._along(self.order)
+        return PartitionSpec(*[None] * self.own, self.order) if self.order else PartitionSpec()
 
     @property
     def between(self) -> PartitionSpec:
@@ -87,9 +87,6 @@ class _Tile(NamedTuple):
         return PartitionSpec(
             *(here if i == self.own else names for i, names in enumerate(self.kept))
         )
-
-    def _along(self, names: tuple[str, ...]) -> PartitionSpec:
-        return PartitionSpec(*[None] * self.own, names)
 
 
 class Routes:
@@ -166,8 +163,8 @@ class Routes:
     def back(self, tiles: Mapping[int, jax.Array]) -> dict[int, jax.Array]:
         """What `over` gives by `specs` as close to the program's leaves as `spread` went."""
         return {
-            i: x if tile.axis is None else self.owners.spread(x, tile.between)
-            for (i, tile), x in zip(self._tiles.items(), tiles.values(), strict=True)
+            i: tiles[i] if tile.axis is None else self.owners.spread(tiles[i], tile.between)
+            for i, tile in self._tiles.items()
         }
 
     def in_order(self, stacks: Sequence[jax.Array]) -> list[jax.Array]:
@@ -334,6 +331,14 @@ def _pieces(blocks: jax.Array, kind: _Kind, sizes: tuple[int, ...]) -> jax.Array
     split = (*sizes[: axis - 1], parts, sizes[axis - 1] // parts, *sizes[axis:])
     x = jnp.moveaxis(blocks.reshape(-1, *split), axis, 1)
     return x.reshape(-1, *kind.piece(sizes))
+
+
+# Compiled as one outside `jit` too.
+@functools.partial(jax.jit, static_argnums=0)
+def gather(routes: Routes, leaves: Sequence[jax.Array]) -> list[jax.Array]:
+    """The stacks of a tree's blocks, divided among their owners."""
+    to_owners = routes.owners.over(routes.to_owners, (routes.specs,), routes.owners.spec)
+    return to_owners(routes.spread(leaves))
 
 
 def routes(plan: _blocks.Plan, leaves: Sequence[jax.Array], owners: Owners | None) -> Routes | None:
