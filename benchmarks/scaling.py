@@ -167,7 +167,8 @@ def measure(size: Size, layout: Layout, devices: int, kind: AxisType) -> dict[st
     state: Any = carry[1]
     whole = bytes_of(jax.eval_shape(_alone(size).init, size.structs()))
     work = root_work(state.factors) / size.order**3
-    largest = max(by_device(state).values())
+    per_device = by_device(state)
+    largest = max(per_device.values())
     return {
         "layout": layout.name,
         "axes": kind.name,
@@ -175,6 +176,7 @@ def measure(size: Size, layout: Layout, devices: int, kind: AxisType) -> dict[st
         "factors_bytes": max(by_device(state.factors).values()),
         "moments_bytes": max(by_device((state.mu, state.graft)).values()),
         "state_bytes": largest,
+        "state_bytes_in_all": sum(per_device.values()),
         "over_own_total": largest * devices / sum(x.nbytes for x in jax.tree.leaves(state)),
         "over_total": largest * devices / whole,
         "roots_largest": float(work.max()),
@@ -255,6 +257,7 @@ def plan(settings: Settings, size: int, root_seconds: float) -> dict[str, Any]:
         "parameters": parameters,
         "factors_bytes": bytes_per_device(state.factors),
         "moments_bytes": bytes_per_device((state.mu, state.graft)),
+        "state_bytes_in_all": bytes_of(state),
         "received_bytes": sum(received.values()),
         "received_by_kind": received,
         # Of each step of FSDP itself, in bfloat16: parameters twice, gradients once.
@@ -292,6 +295,7 @@ MEASURED = {
     "devices": lambda row: str(row["devices"]),
     "statistics, roots": lambda row: _mega(row["factors_bytes"]),
     "moments": lambda row: _mega(row["moments_bytes"]),
+    "state in all": lambda row: _mega(row["state_bytes_in_all"]),
     "to an even share": lambda row: f"{row['over_own_total']:.3f}",
     "unpadded": lambda row: f"{row['over_total']:.3f}",
     "roots, largest / mean": lambda row: f"{row['roots_largest']:g} / {row['roots_mean']:.2f}",
@@ -300,15 +304,15 @@ MEASURED = {
     "CPU time of a step": lambda row: f"{row['cpu_seconds'] * 1e3:.0f} ms",
 }
 MEASURED_NOTE = (
-    "Per device, the one with most: bytes of state after a step; over an even share of the "
-    "program's own arrays, and of the state that one device has without a mesh; roots of each "
-    "refresh in units of the block's order; bytes that a step's collectives bring it. The "
-    "CPU time is all devices' together."
+    "Per device, the one with most: bytes of state after a step; all of it over an even share of "
+    "the program's own arrays, and of what one device has without a mesh; roots of each refresh; "
+    "bytes that a step's collectives bring it. State in all and CPU time: all devices together."
 )
 PLANNED = {
     "blocks": lambda row: f"{row['block']}²",
     "statistics, roots": lambda row: _giga(row["factors_bytes"]),
     "moments": lambda row: _giga(row["moments_bytes"]),
+    "state in all": lambda row: _giga(row["state_bytes_in_all"]),
     "received in a step": lambda row: _giga(row["received_bytes"]),
     "of FSDP's own": lambda row: f"{row['received_bytes'] / row['fsdp_bytes']:.1%}",
     "roots of a device": lambda row: f"{row['roots']:.0f}",
