@@ -127,7 +127,7 @@ class Routes:
         used = [name for names in kept for name in names]
         if not used:
             return _Tile()
-        firsts = list(enumerate(_first_axes(shape, core)))
+        firsts = list(enumerate(_blocks.first_axes(shape, core)))
         # Along an axis that is divided already, if there is one.
         for axis, own in sorted(firsts, key=lambda pair: pair[1] is None or not kept[pair[1]]):
             if own is None or shape[own] % self.owners.count:
@@ -261,7 +261,7 @@ class Routes:
     def _found(self, kind: _Kind) -> Tables:
         table, group = self.tables[kind.group], self._plan.groups[kind.group]
         parts, places = kind.parts(group.sizes), table.shape[1]
-        starts = dict(zip(group.regions, _starts(group.regions), strict=True))
+        starts = dict(zip(group.regions, group.starts, strict=True))
         ids = [self._ids(kind, region, starts[region]) for region in self._regions[kind]]
         block, part = np.concatenate(ids, -1)  # (devices, pieces) each
         owner, place = np.divmod(_owners.positions(table)[block], places)
@@ -292,26 +292,6 @@ class Routes:
         axes, shape = self.owners.axes, self.owners.mesh.shape
         device = np.arange(self.owners.count).reshape([shape[axis] for axis in order])
         return device.transpose([order.index(axis) for axis in axes]).reshape(-1)
-
-
-def _first_axes(shape: Sequence[int], core: Sequence[int]) -> list[int | None]:
-    """For each of (layers, *axes as merged), the first of the leaf's axes that is in it."""
-    found: list[int | None] = []
-    axis = 0
-    for length in core:
-        while axis < len(shape) and shape[axis] == 1:
-            axis += 1
-        found.append(axis if length > 1 else None)
-        product = 1
-        while product < length:
-            product *= shape[axis]
-            axis += 1
-    return found
-
-
-def _starts(regions: Sequence[_blocks.Region]) -> list[int]:
-    ends = np.cumsum([region.length for region in regions])
-    return [int(end) - region.length for end, region in zip(ends, regions, strict=True)]
 
 
 def _taken(x: jax.Array, index: jax.Array) -> jax.Array:
