@@ -1,4 +1,4 @@
-"""Where Shampoo's defaults come from: each changed alone, on half of the workloads and the other.
+"""What Shampoo's and SOAP's defaults are worth: each changed alone, on two workloads and two more.
 
     python -m benchmarks.arena.defaults
 
@@ -54,7 +54,22 @@ CHANGES: dict[str, dict[str, Any]] = {
     "Blocks(128)": {"blocks": zoo.Blocks(128)},
     "Blocks(skip_above=255)": {"blocks": zoo.Blocks(skip_above=255)},
 }
+SOAP_CHANGES: dict[str, dict[str, Any]] = {
+    DEFAULT: {},
+    "b1=0.9": {"b1": 0.9},
+    "b2=0.9": {"b2": 0.9},
+    "b2=0.99": {"b2": 0.99},
+    "nesterov=True": {"nesterov": True},
+    "Refresh(delay=0)": {"refresh": zoo.Refresh(delay=0)},
+    "Refresh(start=1)": {"refresh": zoo.Refresh(start=1)},
+    "Refresh(start=1, delay=0)": {"refresh": zoo.Refresh(start=1, delay=0)},
+    "Blocks(skip_above=255)": {"blocks": zoo.Blocks(skip_above=255)},
+}
+SOAP = "soap: "
 VARIANTS = {name: with_decay("shampoo", 1e-2, **changes) for name, changes in CHANGES.items()}
+VARIANTS |= {
+    SOAP + name: with_decay("soap", 3e-3, **changes) for name, changes in SOAP_CHANGES.items()
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +77,7 @@ class Settings:
     """Runs every variant."""
 
     workloads: tuple[str, ...] = (*SET_ON, *CONFIRMED_ON)
-    """Names of workloads on which Shampoo is tuned."""
+    """Names of workloads."""
     variants: tuple[str, ...] = tuple(VARIANTS)
     """Names of variants."""
     out: Path = RESULTS
@@ -83,23 +98,28 @@ def best(arena: Arena, variant: str) -> Trials:
 
 def section(results: Path, _: Path) -> list[str]:
     """The report's part."""
-    columns: dict[str, dict[str, Trials]] = {}
-    for workload in (*SET_ON, *CONFIRMED_ON):
-        found = _known(workload, results)
-        if DEFAULT in found:
-            columns[workload] = found
-    if not columns:
+    every = {workload: _known(workload, results) for workload in (*SET_ON, *CONFIRMED_ON)}
+    parts = []
+    for title, changes, prefix in (("Shampoo", CHANGES, ""), ("SOAP", SOAP_CHANGES, SOAP)):
+        columns = {w: found for w, found in every.items() if prefix + DEFAULT in found}
+        if not columns:
+            continue
+        head = [f"{title}: change", *(w.replace("_", " ") for w in columns)]
+        rows = [
+            [f"`{name}`", *(_cell(found, prefix, name) for found in columns.values())]
+            for name in changes
+        ]
+        parts.append(table(head, rows))
+    if not parts:
         return []
-    head = ["change", *(w.replace("_", " ") for w in columns)]
-    rows = [[f"`{v}`", *(_cell(found, v) for found in columns.values())] for v in VARIANTS]
     return [
-        "## Shampoo's defaults\n",
+        "## Shampoo's and SOAP's defaults\n",
         "Final score with one default changed, relative to that with the defaults (`Refresh(10)`: "
-        "from step 10 on, roots ten steps late), at a quarter of each budget, each variant tuned, "
-        "means of two seeds; in brackets, the two seeds' spread with the defaults. The first two "
-        "workloads are those on which defaults are set, the others are to confirm them; empty: not "
-        "run.\n",
-        table(head, rows),
+        "from step 10 on, roots and bases ten steps late), at a quarter of each budget, each "
+        "variant tuned, means of two seeds; in brackets, the two seeds' spread with the defaults. "
+        "The first two workloads are those on which defaults are set, the others are to confirm "
+        "them; empty: not run.\n",
+        *parts,
     ]
 
 
@@ -113,13 +133,13 @@ def _known(workload: str, results: Path) -> dict[str, Trials]:
     return found
 
 
-def _cell(found: dict[str, Trials], variant: str) -> str:
-    if variant not in found:
+def _cell(found: dict[str, Trials], prefix: str, name: str) -> str:
+    if prefix + name not in found:
         return ""
-    base = found[DEFAULT]
-    if variant == DEFAULT:
+    base = found[prefix + DEFAULT]
+    if name == DEFAULT:
         return f"{base.mean:.3g} (± {100 * spread(base.scores) / base.mean:.0f} %)"
-    ratio = found[variant].mean / base.mean
+    ratio = found[prefix + name].mean / base.mean
     return f"{ratio:.3g}" if math.isfinite(ratio) else "diverged"
 
 
