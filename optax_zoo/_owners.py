@@ -131,10 +131,15 @@ def placed(
     tables = places(plan, owners.count)
     own_stacks = [own_stack(stack, tables) for stack in stacks]
 
-    def on_each(argument):
-        blocks = [jnp.asarray(table, jnp.int32)[owners.mine][None] for table in tables]
+    def on_each(argument, mine=None):
+        mine = owners.mine if mine is None else mine
+        blocks = [jnp.asarray(table, jnp.int32)[mine][None] for table in tables]
         return first(own_stacks, blocks, argument)
 
+    if isinstance(owners.mesh, jax.sharding.AbstractMesh):
+        # Shapes are all there is to it, and the program may be on another mesh.
+        divided, same = on_each(argument, mine=0)
+        return jax.tree.map(lambda x: jnp.concatenate([x] * owners.count), divided), same
     specs = owners.spec, PartitionSpec()
     return owners.over(on_each, PartitionSpec(), specs)(jnp.asarray(argument))
 

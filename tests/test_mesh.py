@@ -4,6 +4,8 @@ state each."""
 import contextlib
 import math
 import re
+import subprocess
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -380,3 +382,38 @@ def test_shapes_of_many_devices_need_none():
     (factors,) = jax.eval_shape(tx.init, shapes)[0].factors
     assert factors.statistics.shape == (512, 2, 512, 513)
     assert _owners.Owners(mesh, ("data",)).count == 512
+
+
+WITH_LARGE_BLOCKS = """
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+import jax.numpy as jnp
+import optax_zoo as zoo
+
+mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,))
+params = jax.device_put(jnp.eye(256), jax.NamedSharding(mesh, jax.P("data")))
+refresh = zoo.Refresh(every=4, delay=2)
+tx = zoo.shampoo(1e-2, refresh=refresh, blocks=zoo.Blocks(128), mesh=mesh)
+state, step = tx.init(params), jax.jit(tx.update)
+for _ in range(12):
+    updates, state = step(params, state)
+assert zoo.inspect(state)["()"]["age"] == 2
+"""
+
+
+@on_the_host
+def test_callbacks_of_all_devices_at_once_do_not_wait_for_each_other():
+    # XLA's CPU client copies large arguments on the threads that wait for them.
+    subprocess.run([sys.executable, "-c", WITH_LARGE_BLOCKS], check=True, timeout=300)
+
+
+def test_shapes_on_an_abstract_mesh_in_the_context_of_another():
+    of = placed((8,), "Auto")
+    was = optimizer(mesh=jax.sharding.AbstractMesh((4,), ("data",)), roots=QUICK)
+    params = random_params(0, of)
+    with jax.set_mesh(of.mesh) if hasattr(jax, "set_mesh") else contextlib.nullcontext():
+        shapes = jax.eval_shape(was.init, params)
+    there = placed((4,), "Auto")
+    state = optimizer(mesh=there.mesh, roots=QUICK).init(random_params(0, there))
+    found, wanted = (jax.tree.map(lambda x: (x.shape, x.dtype), s) for s in (shapes, state))
+    assert found == wanted

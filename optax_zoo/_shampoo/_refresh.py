@@ -12,6 +12,9 @@ from optax_zoo import _host, _triangles
 from optax_zoo._shampoo._schedule import Schedule
 
 
+_COPIED_AT_ONCE = 64 * 1024  # bytes; up to nearly 100 KiB XLA copies on the thread that asks
+
+
 class Delivery(NamedTuple):
     """What a refresh gives for one stack of factors, a function of the snapshots alone.
 
@@ -99,8 +102,8 @@ class Refresher:
         task = self._renewal.task
         _host.finish_at_exit()
 
-        def on_host(ticket, *statistics):
-            arrays = [_from_words(s) for s in statistics]
+        def on_host(ticket, *pieces):
+            arrays = list(map(_from_pieces, pieces, shapes))
             _host.begin(task, np.asarray(ticket).tobytes(), arrays, self._sharers)
             return np.zeros((), np.int32)
 
@@ -109,11 +112,12 @@ class Refresher:
                 on_host,
                 jax.ShapeDtypeStruct((), jnp.int32),
                 _ticket(statistics),
-                *map(_to_words, statistics),
+                *map(_in_pieces, statistics),
                 vmap_method="sequential",
             )
 
         statistics = jax.lax.stop_gradient(list(self._renewal.statistics(states)))
+        shapes = [s.shape for s in statistics]
         return jax.lax.cond(begins, prefetch, lambda _: jnp.zeros((), jnp.int32), statistics)
 
     def _renewed(self, states: Any, age: Any) -> Any:
@@ -125,8 +129,10 @@ class Refresher:
         task, statistics = self._renewal.task, self._renewal.statistics(states)
         _host.finish_at_exit()
 
-        def on_host(ticket, *statistics):
-            arrays = [_from_words(s) for s in statistics]
+        shapes = [s.shape for s in statistics]
+
+        def on_host(ticket, *pieces):
+            arrays = list(map(_from_pieces, pieces, shapes))
             found = _host.redeem(task, np.asarray(ticket).tobytes(), arrays, self._sharers)
             return tuple(Delivery(_to_words(matrices), record) for matrices, record in found)
 
@@ -139,10 +145,32 @@ class Refresher:
             on_host,
             jax.tree.map(in_words, tuple(self._renewal.deliveries())),
             _ticket(statistics),
-            *map(_to_words, statistics),
+            *map(_in_pieces, statistics),
             vmap_method="sequential",
         )
         return tuple(Delivery(_from_words(matrices), record) for matrices, record in found)
+
+
+def _in_pieces(x: jax.Array) -> list[jax.Array]:
+    """An argument of a callback, cut where it must not wait for XLA's threads.
+
+    XLA's CPU client copies what is larger on threads of which it has one for each device, and
+    these wait in the callback where a program runs on all of them.
+    """
+    words = _to_words(x)
+    at_once = _COPIED_AT_ONCE // words.dtype.itemsize
+    if words.size <= at_once or len(jax.local_devices(backend="cpu")) == 1:
+        return [words]
+    words = words.reshape(-1)
+    return [words[i : i + at_once] for i in range(0, words.size, at_once)]
+
+
+def _from_pieces(pieces: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
+    """The argument as an array of NumPy; `shape` is that before it was cut."""
+    arrays = [np.asarray(piece) for piece in pieces]
+    words = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    in_words = words.dtype == np.uint32
+    return _from_words(words.reshape(*shape, 2) if in_words else words.reshape(shape))
 
 
 def _to_words(x: Any) -> Any:
