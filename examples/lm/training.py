@@ -108,17 +108,17 @@ def train(
                 )
                 step_begun = time.perf_counter()
                 state, loss = training.step(state, windows)
-                train_loss = _finite(float(loss), settings, step)
+                train_loss = finite(float(loss), settings, step)
                 rate = settings.batch * settings.context / (time.perf_counter() - step_begun)
                 evaluating = step % settings.eval_every == 0 or step == settings.steps
                 held_out_loss = None
                 if evaluating:
                     loss = training.evaluate(state.params, held_out_windows)
-                    held_out_loss = _finite(float(loss), settings, step)
+                    held_out_loss = finite(float(loss), settings, step)
                 row: Row = {
                     "step": step,
-                    **_losses("train", train_loss),
-                    **_losses("held_out", held_out_loss),
+                    **losses("train", train_loss),
+                    **losses("held_out", held_out_loss),
                     "learning_rate": float(training.learning_rates[step - 1]),
                     "tokens_per_second": round(rate, 1),
                     "seconds": round(time.perf_counter() - begun, 3),
@@ -132,12 +132,14 @@ def train(
                     break
 
 
-def _losses(split: str, nats: float | None) -> Row:
+def losses(split: str, nats: float | None) -> Row:
+    """A loss as entries of a row, in nats and in bits per byte."""
     bits = None if nats is None else nats / math.log(2)
     return {f"{split}_loss": nats, f"{split}_bits_per_byte": bits}
 
 
-def _finite(loss: float, settings: Settings, step: int) -> float:
+def finite(loss: float, settings: Settings, step: int) -> float:
+    """The loss; raises a DivergedError where it is none."""
     if not math.isfinite(loss):
         raise DivergedError(
             f"--learning-rate {settings.learning_rate:g}: {settings.optimizer}'s loss is {loss} "
