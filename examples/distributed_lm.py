@@ -65,7 +65,7 @@ class DistributedSettings(Settings):
     compare: tyro.conf.Suppress[str] = ""
     out: Path = Path("runs/distributed_lm")
     """Folder for metrics and checkpoints, the same one for all processes."""
-    cluster: tyro.conf.OmitArgPrefixes[Cluster] = Cluster()
+    cluster: tyro.conf.OmitArgPrefixes[Cluster] = dataclasses.field(default_factory=Cluster)
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for one run to continue another, whoever computes it."""
@@ -78,7 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = tyro.cli(DistributedSettings, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     try:
         settings.check()
-        settings.cluster.check()
+        cluster = settings.cluster
+        cluster.check()
+        count = cluster.local or cluster.processes or 1
+        check_shares(settings.batch, settings.eval_windows, count, "processes")
         settings = cast(DistributedSettings, settings.resolved())
         folder = RunFolder(settings.out, KIND)
         if settings.resume:
@@ -88,14 +91,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
-    processes = [(settings, process) for process in settings.cluster.workers()]
-    code, message = run_workers(work, processes, patience=2 * settings.cluster.heartbeat)
+    processes = {
+        "this process" if one.process is None else f"process {one.process}": (settings, one)
+        for one in cluster.workers()
+    }
+    code, message = run_workers(work, processes, patience=2 * cluster.heartbeat)
     if message:
         print(message, file=sys.stderr)
     if code in (STOPPED, FAILED):
-        arguments = [a for a in arguments if a not in ("--overwrite", "--resume")] + ["--resume"]
+        if folder.config() is not None:
+            arguments = [a for a in arguments if a not in ("--overwrite", "--resume")]
+            arguments.append("--resume")
         command = shlex.join([sys.executable, sys.argv[0], *arguments])
-        everywhere = "" if settings.cluster.local else ", and so on every host"
+        everywhere = "" if cluster.local else ", and likewise on every other host"
         print(f"stopped; continue with: {command}{everywhere}", file=sys.stderr)
     return code
 
@@ -105,23 +113,35 @@ def work(settings: DistributedSettings, process: Cluster) -> int:
     corpus = load_corpus(settings.text, without=settings.out)
     check_length(corpus, settings.context)
     process.connect()
-    first = jax.process_index() == 0
-    folder = open_folder(settings, corpus)
     mesh = jax.make_mesh((jax.device_count(),), ("data",), (jax.sharding.AxisType.Auto,))
     with jax.set_mesh(mesh):
-        training = prepare(settings, mesh)
-        console = Console(quiet=not first)
-        console.print(
-            f"{settings.optimizer}: {training.parameters():,} parameters on "
-            f"{jax.device_count()} devices of {jax.process_count()} processes, "
-            f"{corpus.train.size:,} bytes of {corpus.source}",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
-        )
-        finished = train(settings, training, corpus, folder, mesh, console)
+        finished = run(settings, corpus, mesh)
     jax.distributed.shutdown()
     return 0 if finished else STOPPED
+
+
+def run(settings: DistributedSettings, corpus: Corpus, mesh: Mesh) -> bool:
+    """Trains on a mesh, as all its processes do; tells whether the last step was reached."""
+    held_out = even_windows(corpus.held_out, settings.eval_windows, settings.context)
+    check_shares(settings.batch, len(held_out), mesh.size, "devices")
+    training = prepare(settings, mesh)
+    folder = open_folder(settings, corpus)
+    console = Console(quiet=jax.process_index() > 0)
+    console.print(
+        f"{settings.optimizer}: {training.parameters():,} parameters on {mesh.size} devices of "
+        f"{jax.process_count()} processes, {corpus.train.size:,} bytes of {corpus.source}",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
+    return train(settings, training, corpus.train, held_out, folder, console)
+
+
+def check_shares(batch: int, eval_windows: int, count: int, what: str) -> None:
+    """Raises a UsageError unless every device gets as much."""
+    for name, windows in {"--batch": batch, "--eval-windows": eval_windows}.items():
+        if windows % count:
+            raise UsageError(f"{name} {windows}: must be a multiple of the {count} {what}")
 
 
 def open_folder(settings: DistributedSettings, corpus: Corpus) -> RunFolder:
@@ -148,8 +168,6 @@ def prepare(settings: Settings, mesh: Mesh) -> Training:
     assert settings.learning_rate is not None
     assert settings.warmup is not None
     devices = mesh.size
-    if settings.batch % devices:
-        raise UsageError(f"--batch {settings.batch}: must be a multiple of the {devices} devices")
     schedule = warmup_cosine(settings.learning_rate, settings.warmup, settings.steps)
     optimizer = make_optimizer(
         settings.optimizer,
@@ -201,27 +219,26 @@ def prepare(settings: Settings, mesh: Mesh) -> Training:
 def train(
     settings: Settings,
     training: Training,
-    corpus: Corpus,
+    text: np.ndarray,
+    held_out: np.ndarray,
     folder: RunFolder,
-    mesh: Mesh,
     console: Console,
 ) -> bool:
     """Goes on from the last checkpoint; tells whether it came to the last step."""
     assert settings.eval_every is not None
     first = jax.process_index() == 0
-    data = NamedSharding(mesh, PartitionSpec("data"))
+    data = NamedSharding(jax.sharding.get_mesh(), PartitionSpec("data"))
     width = settings.context + 1
 
-    def batch(rows_of: Callable[[slice], np.ndarray], count: int) -> jax.Array:
-        """A global array of which each process reads the rows of its own devices."""
-        return jax.make_array_from_callback((count, width), data, lambda index: rows_of(index[0]))
+    def spread(count: int, read: Callable[[slice], np.ndarray]) -> jax.Array:
+        """(count, width) over all devices; a process reads the rows of its own."""
 
-    held_out = even_windows(corpus.held_out, settings.eval_windows, settings.context)
-    if len(held_out) % mesh.size:
-        raise UsageError(
-            f"--eval-windows {len(held_out)}: must be a multiple of the {mesh.size} devices"
-        )
-    held_out_windows = batch(held_out.__getitem__, len(held_out))
+        def shard(index: Any) -> np.ndarray:
+            return read(index[0])
+
+        return jax.make_array_from_callback((count, width), data, shard)
+
+    held_out_windows = spread(len(held_out), held_out.__getitem__)
     with folder.checkpoints() as checkpoints:
         done = checkpoints.latest_step() or 0
         state = training.state
@@ -231,16 +248,9 @@ def train(
         begun = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
         with Reporter(console, settings.optimizer, settings.steps, done) as reporter:
             for step in range(done + 1, settings.steps + 1):
-                windows = batch(
-                    partial(
-                        random_windows,
-                        corpus.train,
-                        settings.seed,
-                        step,
-                        settings.batch,
-                        settings.context,
-                    ),
+                windows = spread(
                     settings.batch,
+                    partial(random_windows, text, settings.seed, step, settings.batch, width - 1),
                 )
                 step_begun = time.perf_counter()
                 state, loss = training.step(state, windows)

@@ -89,7 +89,8 @@ class Cluster:
             ) from error
         except RuntimeError as error:
             raise UsageError(
-                f"--coordinator {self.coordinator}: {error}; choose another port, if it is in use"
+                f"--coordinator {self.coordinator or ''}: {error}; if its port is taken, "
+                "choose another"
             ) from error
 
     def _wait_for(self, address: str) -> None:

@@ -66,7 +66,7 @@ def random_windows(
     step: int,
     batch: int,
     context: int,
-    rows: slice = slice(None),  # noqa: B008
+    rows: slice = slice(None),
 ) -> np.ndarray:
     """The batch of one step, a function of `seed` and `step` alone: (batch, context + 1).
 

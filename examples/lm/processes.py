@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from types import FrameType
@@ -23,9 +23,11 @@ FAILED, USAGE, STOPPED = 1, 2, 130  # 130 is what shells report for a process th
 
 
 def run_workers(
-    work: Callable[..., int], arguments: Sequence[tuple[Any, ...]], *, patience: float
+    work: Callable[..., int], arguments: Mapping[str, tuple[Any, ...]], *, patience: float
 ) -> tuple[int, str]:
-    """Calls `work` in a process for each of `arguments`; returns an exit code and what happened.
+    """Calls `work` in a process for each of the named `arguments`.
+
+    Returns an exit code, and what happened if it is neither 0 nor STOPPED.
 
     When one has failed, the others have `patience` seconds left. Ctrl-C and SIGTERM reach them as
     SIGTERM; a second Ctrl-C ends them.
@@ -34,7 +36,7 @@ def run_workers(
     pipes = [context.Pipe(duplex=False) for _ in arguments]
     workers = [
         context.Process(target=_work, args=(send, work, own))
-        for (_, send), own in zip(pipes, arguments, strict=True)
+        for (_, send), own in zip(pipes, arguments.values(), strict=True)
     ]
     late = []
     with _sigterm_as_interrupt():
@@ -54,17 +56,17 @@ def run_workers(
             for worker in late:
                 worker.kill()
                 worker.join()
-    codes = [worker.exitcode for worker in workers]
+    codes = [worker.exitcode or 0 for worker in workers]
     if set(codes) <= {0, STOPPED, -signal.SIGTERM}:
         return (STOPPED if any(codes) else 0), ""
     words = [receive.recv() if receive.poll() else "" for receive, _ in pipes]
     if USAGE in codes:
-        said = [word for word, code in zip(words, codes, strict=True) if code == USAGE]
-        return USAGE, "\n".join(dict.fromkeys(said))
+        errors = [word for word, code in zip(words, codes, strict=True) if code == USAGE]
+        return USAGE, "\n".join(dict.fromkeys(errors))
     lines = [
-        f"process {number}: {'did not end and was killed' if worker in late else word or _ended(worker.exitcode)}"
-        for number, (worker, word) in enumerate(zip(workers, words, strict=True))
-        if worker.exitcode
+        f"{name}: " + ("did not end, and was killed" if worker in late else word or _ended(code))
+        for name, worker, word, code in zip(arguments, workers, words, codes, strict=True)
+        if code
     ]
     return FAILED, "\n".join(lines)
 

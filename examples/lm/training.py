@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.typing import ArrayLike
 from rich.console import Console
 
 from lm import DivergedError
@@ -36,8 +37,8 @@ class Training(NamedTuple):
     """A run's first state, its compiled functions and its learning rates."""
 
     state: TrainState
-    step: Callable[[TrainState, np.ndarray], tuple[TrainState, jax.Array]]
-    evaluate: Callable[[nnx.State, np.ndarray], jax.Array]
+    step: Callable[[TrainState, ArrayLike], tuple[TrainState, jax.Array]]
+    evaluate: Callable[[nnx.State, ArrayLike], jax.Array]
     learning_rates: np.ndarray  # (steps,)
 
     def parameters(self) -> int:
