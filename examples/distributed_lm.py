@@ -47,9 +47,9 @@ from lm.model import ByteTransformer, next_byte_loss
 from lm.optimizers import check_update, make_optimizer, root_status, warmup_cosine
 from lm.processes import FAILED, STOPPED, USAGE, run_workers
 from lm.progress import Reporter
-from lm.run_folder import Row, RunFolder
+from lm.run_folder import RunFolder
 from lm.settings import Settings
-from lm.training import Training, TrainState, finite, losses
+from lm.training import Training, TrainState, finite, metrics
 
 KIND = "distributed_lm"
 
@@ -185,18 +185,18 @@ def prepare(settings: Settings, mesh: Mesh) -> Training:
     graph, shapes = nnx.split(nnx.eval_shape(model))
     check_update(settings.optimizer, optimizer, shapes)
 
-    def spread(x: jax.Array) -> jax.Array:
-        """Fully sharded: the first axis that the devices divide is divided among them."""
-        divided = (i for i, n in enumerate(x.shape) if x.ndim > 1 and n % devices == 0)
-        axis = next(divided, None)
+    def divided(x: jax.Array) -> jax.Array:
+        """Fully sharded: divided along the first axis that has a multiple of the devices."""
+        axes = (i for i, n in enumerate(x.shape) if x.ndim > 1 and n % devices == 0)
+        axis = next(axes, None)
         spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, "data")
         return jax.lax.with_sharding_constraint(x, spec)
 
     @jax.jit
     def first_state() -> TrainState:
-        params = jax.tree.map(spread, nnx.state(model()))
-        moments_and_more = optimizer.init(params)
-        return TrainState(params, optax.tree.map_params(optimizer, spread, moments_and_more))
+        params = jax.tree.map(divided, nnx.state(model()))
+        opt_state = optax.tree.map_params(optimizer, divided, optimizer.init(params))
+        return TrainState(params, opt_state)
 
     def loss(params: nnx.State, windows: jax.Array) -> jax.Array:
         whole = jax.lax.with_sharding_constraint(params, PartitionSpec())  # gathered to be used
@@ -259,16 +259,11 @@ def train(
                 evaluating = step % settings.eval_every == 0 or step == settings.steps
                 held_out_loss = None
                 if evaluating:
-                    held_out_loss = float(training.evaluate(state.params, held_out_windows))
-                row: Row = {
-                    "step": step,
-                    **losses("train", train_loss),
-                    **losses("held_out", held_out_loss),
-                    "learning_rate": float(training.learning_rates[step - 1]),
-                    "tokens_per_second": round(rate, 1),
-                    "seconds": round(time.perf_counter() - begun, 3),
-                }
+                    loss = training.evaluate(state.params, held_out_windows)
+                    held_out_loss = finite(float(loss), settings, step)
                 if first:
+                    seconds = time.perf_counter() - begun
+                    row = metrics(training, step, train_loss, held_out_loss, rate, seconds)
                     folder.append(row)
                     reporter.show(row, root_status(state.opt_state))
                 stopping = multihost_utils.reached_preemption_sync_point(step)

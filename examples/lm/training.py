@@ -116,14 +116,8 @@ def train(
                 if evaluating:
                     loss = training.evaluate(state.params, held_out_windows)
                     held_out_loss = finite(float(loss), settings, step)
-                row: Row = {
-                    "step": step,
-                    **losses("train", train_loss),
-                    **losses("held_out", held_out_loss),
-                    "learning_rate": float(training.learning_rates[step - 1]),
-                    "tokens_per_second": round(rate, 1),
-                    "seconds": round(time.perf_counter() - begun, 3),
-                }
+                seconds = time.perf_counter() - begun
+                row = metrics(training, step, train_loss, held_out_loss, rate, seconds)
                 folder.append(row)
                 reporter.show(row, root_status(state.opt_state))
                 stopping = stop.is_set()
@@ -133,8 +127,26 @@ def train(
                     break
 
 
-def losses(split: str, nats: float | None) -> Row:
-    """A loss as entries of a row, in nats and in bits per byte."""
+def metrics(
+    training: Training,
+    step: int,
+    train_loss: float,
+    held_out_loss: float | None,
+    tokens_per_second: float,
+    seconds: float,
+) -> Row:
+    """The row of one step."""
+    return {
+        "step": step,
+        **_losses("train", train_loss),
+        **_losses("held_out", held_out_loss),
+        "learning_rate": float(training.learning_rates[step - 1]),
+        "tokens_per_second": round(tokens_per_second, 1),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _losses(split: str, nats: float | None) -> Row:
     bits = None if nats is None else nats / math.log(2)
     return {f"{split}_loss": nats, f"{split}_bits_per_byte": bits}
 
