@@ -193,28 +193,48 @@ def gather(plan: Plan, group: Group, leaves: Sequence[jax.Array]) -> jax.Array:
     """The stack of a group, (blocks, *sizes), from the leaves of the tree."""
     stacks = []
     for region in group.regions:
-        core = plan.cores[region.leaf]
-        x = _everywhere(leaves[region.leaf]).reshape(core)
-        ends = [s + c * z for s, c, z in zip(region.starts, region.counts, group.sizes)]  # noqa: B905
-        x = x[(slice(None), *map(slice, region.starts, ends))]
-        interleaved = [n for pair in zip(region.counts, group.sizes, strict=True) for n in pair]
-        x = x.reshape(x.shape[0], *interleaved)  # (layers, count, size, count, size, ...)
-        axes = len(group.sizes)
-        x = x.transpose(0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2))
-        stacks.append(x.reshape(region.length, *group.sizes))
+        x = everywhere(leaves[region.leaf]).reshape(plan.cores[region.leaf])
+        stacks.append(cut(x, region.starts, region.counts, group.sizes))
+    return stacked(stacks)
+
+
+def cut(
+    x: jax.Array, starts: Sequence[int], counts: Sequence[int], sizes: Sequence[int]
+) -> jax.Array:
+    """Equal blocks of (layers, *axes), layer by layer: (blocks, *sizes)."""
+    ends = [s + c * z for s, c, z in zip(starts, counts, sizes, strict=True)]
+    x = x[(slice(None), *map(slice, starts, ends))]
+    interleaved = [n for pair in zip(counts, sizes, strict=True) for n in pair]
+    x = x.reshape(x.shape[0], *interleaved)  # (layers, count, size, count, size, ...)
+    axes = len(sizes)
+    x = x.transpose(0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2))
+    return x.reshape(-1, *sizes)
+
+
+def uncut(x: jax.Array, layers: int, counts: Sequence[int]) -> jax.Array:
+    """The inverse of `cut` for one region: (layers, *axes)."""
+    sizes, axes = x.shape[1:], len(counts)
+    order = [axis for i in range(axes) for axis in (1 + i, 1 + axes + i)]
+    x = x.reshape(layers, *counts, *sizes).transpose(0, *order)
+    return x.reshape(layers, *(c * z for c, z in zip(counts, sizes, strict=True)))
+
+
+def stacked(stacks: Sequence[jax.Array]) -> jax.Array:
+    """Stacks of equal blocks as one."""
     if len(stacks) == 1:
         return stacks[0]
     # Written in place, each element once: `concatenate` copies what was computed first.
-    stack, start = jnp.zeros((group.length, *group.sizes), jnp.result_type(*stacks)), 0
+    length = sum(len(part) for part in stacks)
+    stack, start = jnp.zeros((length, *stacks[0].shape[1:]), jnp.result_type(*stacks)), 0
     for part in stacks:
         stack = jax.lax.dynamic_update_slice_in_dim(stack, part, start, 0)
         start += len(part)
     return stack
 
 
-def _everywhere(x: jax.Array) -> jax.Array:
+def everywhere(x: jax.Array) -> jax.Array:
     """`x` on every device where the program names shardings itself, as blocks cross their edges."""
-    if not _names_shardings(x):
+    if not names_shardings(x):
         return x
     mesh = jax.typeof(x).sharding.mesh
     return jax.sharding.reshard(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
@@ -223,7 +243,7 @@ def _everywhere(x: jax.Array) -> jax.Array:
 def like(x: jax.Array, values: jax.Array) -> jax.Array:
     """`values` with the shape of `x`, and its sharding where the program names shardings itself."""
     values = values.reshape(x.shape)
-    return jax.sharding.reshard(values, jax.typeof(x).sharding) if _names_shardings(x) else values
+    return jax.sharding.reshard(values, jax.typeof(x).sharding) if names_shardings(x) else values
 
 
 def varying_like(x: jax.Array, others: Any) -> jax.Array:
@@ -253,7 +273,7 @@ def by_block(one: Callable[..., jax.Array], stack: jax.Array, others: Any) -> ja
     return jax.lax.platform_dependent(stack, others, cpu=in_place, default=batched)
 
 
-def _names_shardings(x: jax.Array) -> bool:
+def names_shardings(x: jax.Array) -> bool:
     return jax.sharding.AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
 
 
@@ -261,21 +281,17 @@ def scatter(plan: Plan, stacks: Sequence[jax.Array]) -> dict[int, jax.Array]:
     """The inverse of `gather`: leaf index -> its array, (layers, *axes as merged)."""
     found: dict[int, dict[tuple[int, ...], jax.Array]] = {}
     for group, stack in zip(plan.groups, stacks, strict=True):
-        axes = len(group.sizes)
-        order = [axis for i in range(axes) for axis in (1 + i, 1 + axes + i)]
         start = 0
         for region in group.regions:
             core = plan.cores[region.leaf]
             assert core is not None
-            lengths = [c * z for c, z in zip(region.counts, group.sizes, strict=True)]
-            x = stack[start : start + region.length]
-            x = x.reshape(core[0], *region.counts, *group.sizes).transpose(0, *order)
-            found.setdefault(region.leaf, {})[region.starts] = x.reshape(core[0], *lengths)
+            x = uncut(stack[start : start + region.length], core[0], region.counts)
+            found.setdefault(region.leaf, {})[region.starts] = x
             start += region.length
-    return {leaf: _assemble(regions) for leaf, regions in found.items()}
+    return {leaf: assemble(regions) for leaf, regions in found.items()}
 
 
-def _assemble(regions: dict[tuple[int, ...], jax.Array]) -> jax.Array:
+def assemble(regions: dict[tuple[int, ...], jax.Array]) -> jax.Array:
     """One array from its regions by their starts, at most two along each axis."""
     while len(regions) > 1:
         axis = next(i for i in range(len(next(iter(regions)))) if len({s[i] for s in regions}) > 1)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_zoo import _checks, _moments
+from optax_zoo import _checks, _layers, _moments
 
 # Added to both norms of the cosine, as released.
 _NORM_EPS = 1e-10
@@ -150,10 +150,10 @@ def scale_by_exponentiated_gains(
             "optax.contrib.split_real_and_imaginary",
         )
         leaves = [_moments.wide_dtype(p) for p in jax.tree.leaves(params)]
-        shape = () if scope == "global" else (len(leaves),)
+        scale = _layers.one_per_leaf(params, jnp.result_type(jnp.float32, *leaves))
         return ExponentiatedGainsState(
             count=jnp.zeros((), jnp.int32),
-            scale=jnp.ones(shape, jnp.result_type(jnp.float32, *leaves)),
+            scale=jnp.prod(scale) if scope == "global" else scale,
             gains=jax.tree.map(jnp.ones_like, _moments.zeros(params)),
             momentum=_moments.zeros(params),
             average=_moments.zeros(params),

@@ -41,15 +41,18 @@ class Task(Hashable, Protocol):
         ...
 
 
-def begin(task: Task, ticket: Hashable, arrays: Sequence[np.ndarray]) -> None:
-    """Starts a task on the workers, unless it is known already. What fails, fails in `redeem`."""
+def begin(task: Task, ticket: Hashable, arrays: Sequence[np.ndarray], sharers: int = 1) -> None:
+    """Starts a task on the workers, unless it is known already. What fails, fails in `redeem`.
+
+    Of a task the newest answers are kept, two for each of those that share it side by side.
+    """
     if not _inline:
-        _host.begin(task, ticket, arrays)
+        _host.begin(task, ticket, arrays, sharers)
 
 
-def redeem(task: Task, ticket: Hashable, arrays: Sequence[np.ndarray]) -> Any:
+def redeem(task: Task, ticket: Hashable, arrays: Sequence[np.ndarray], sharers: int = 1) -> Any:
     """The answer of a task, begun or not; a failed computation is repeated twice."""
-    return _host.redeem(task, ticket, arrays)
+    return _host.redeem(task, ticket, arrays, sharers)
 
 
 @contextlib.contextmanager
@@ -172,14 +175,18 @@ class _Host:
         self.threads: set[threading.Thread] = set()
         self.one_blas_thread = OneBlasThread()
 
-    def begin(self, task: Task, ticket: Hashable, arrays: Sequence[np.ndarray]) -> None:
-        self._entry(task, ticket, arrays)
+    def begin(
+        self, task: Task, ticket: Hashable, arrays: Sequence[np.ndarray], sharers: int
+    ) -> None:
+        self._entry(task, ticket, arrays, sharers)
         with self.lock:
             self._staff()
 
-    def redeem(self, task: Task, ticket: Hashable, arrays: Sequence[np.ndarray]) -> Any:
+    def redeem(
+        self, task: Task, ticket: Hashable, arrays: Sequence[np.ndarray], sharers: int
+    ) -> Any:
         for remedy in ("it is repeated", "it is done in the thread that waits"):
-            entry = self._entry(task, ticket, arrays, awaited=True)
+            entry = self._entry(task, ticket, arrays, sharers, awaited=True)
             error = self._wait(entry)
             if error is None:
                 return entry.answer
@@ -192,10 +199,16 @@ class _Host:
             return task.join([task.run(item) for item in task.split(arrays)])
 
     def _entry(
-        self, task: Task, ticket: Hashable, arrays: Sequence[np.ndarray], *, awaited: bool = False
+        self,
+        task: Task,
+        ticket: Hashable,
+        arrays: Sequence[np.ndarray],
+        sharers: int,
+        *,
+        awaited: bool = False,
     ) -> _Entry:
         """The cache's entry, added if need be; the oldest others make room."""
-        made = None
+        made, usual = None, _MOST_TICKETS * sharers
         while True:
             with self.lock:
                 tickets = self.cache[task] = self.cache.pop(task, {})
@@ -204,9 +217,9 @@ class _Host:
                 found = tickets.get(ticket)
                 if awaited and (task, ticket) in self.evicted and found is None:
                     # Several share the task, as an ensemble under vmap does: make room for all.
-                    self.room[task] = min(2 * self.room.get(task, _MOST_TICKETS), _MOST_ROOM)
+                    self.room[task] = min(2 * self.room.get(task, usual), max(usual, _MOST_ROOM))
                     self.evicted.clear()
-                while len(tickets) > self.room.get(task, _MOST_TICKETS):
+                while len(tickets) > self.room.get(task, usual):
                     oldest = next(iter(tickets))
                     del tickets[oldest]
                     self.evicted.append((task, oldest))

@@ -78,6 +78,15 @@ def leading_axes(layer_axes: LayerAxes, tree: Any) -> list[int]:
     return counts
 
 
+def one_per_leaf(tree: Any, dtype: Any = jnp.float32) -> jax.Array:
+    """A 1 for each leaf, the start of what `update` makes of all leaves together.
+
+    Inside `jax.shard_map` it varies over the axes that a leaf varies over, as that will, so that
+    the state goes round a loop.
+    """
+    return jnp.array([jnp.ones_like(x, dtype, shape=()) for x in jax.tree.leaves(tree)], dtype)
+
+
 def safe_norms(x: jax.Array, layer_axes: int) -> jax.Array:
     """`norms` where squares may overflow or vanish: relative to each slice's largest entry."""
     if not x.size:

@@ -69,6 +69,8 @@ def scale_by_layerwise_trust_ratio(
 
     Returns:
       A gradient transformation whose `update` needs the parameters. Updates keep their dtype.
+      Norms of sharded parameters are global; inside `jax.shard_map` they are of what a device has,
+      which suits whole layers, counted by `layer_axes`, and not parts of them.
 
     Raises:
       ValueError: If a number is out of range, `clip` is empty, or, at `init`, a mask or
@@ -114,10 +116,10 @@ def scale_by_layerwise_trust_ratio(
         _checks.check_params(params, who="scale_by_layerwise_trust_ratio")
         fit_decay_mask(params)
         fit_mask(params)
-        ratios = len(_layers.leading_axes(layer_axes, params))
+        _layers.leading_axes(layer_axes, params)
         return LayerwiseTrustRatioState(
             count=jnp.zeros((), jnp.int32) if callable(weight_decay) else None,
-            trust_ratio=jnp.ones(ratios, jnp.float32),
+            trust_ratio=_layers.one_per_leaf(params),
         )
 
     def update(updates, state, params=None, **extra_args):

@@ -27,6 +27,7 @@ def shampoo(
     refresh: Refresh = Refresh(),  # noqa: B008
     roots: Roots = Roots(),  # noqa: B008
     mesh: Any = None,
+    mesh_axes: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shampoo: a full-matrix preconditioner for each side of a layer, at Adam's step size.
 
@@ -91,6 +92,7 @@ def shampoo(
             refresh=refresh,
             roots=roots,
             mesh=mesh,
+            mesh_axes=mesh_axes,
         ),
         _links.decay_link(weight_decay, mask, who="shampoo"),
         _links.learning_rate_link(learning_rate, usual="3e-3"),

@@ -30,6 +30,7 @@ class Bases(NamedTuple):
       residual: (b, f), the error of the basis in use.
       condition: (b, f), of the snapshot behind it.
       failures: (b, f), refreshes that gave no usable basis.
+      blocks: As in Shampoo's `Factors`.
     """
 
     statistics: jax.Array
@@ -39,6 +40,7 @@ class Bases(NamedTuple):
     residual: jax.Array
     condition: jax.Array
     failures: jax.Array
+    blocks: Any = None
 
     @property
     def iterations(self) -> jax.Array:
@@ -52,10 +54,12 @@ class Moments(NamedTuple):
     Attributes:
       mu: First moment; None for `b1=0`.
       nu: Second moment.
+      blocks: As in Shampoo's `Factors`.
     """
 
     mu: jax.Array | None
     nu: jax.Array
+    blocks: Any = None
 
 
 class States(NamedTuple):
@@ -70,7 +74,7 @@ class States(NamedTuple):
     moments: tuple[Moments, ...]
 
 
-def init(stack: Stack, dtype: Any, basis_dtype: Any) -> Bases:
+def init(stack: Stack, dtype: Any, basis_dtype: Any, blocks: Any) -> Bases:
     """No statistics yet; the bases are those that the parameters came in."""
     n, shape = stack.order, (stack.length, len(stack.axes))
     return Bases(
@@ -81,13 +85,13 @@ def init(stack: Stack, dtype: Any, basis_dtype: Any) -> Bases:
         residual=jnp.zeros(shape, jnp.float32),
         condition=jnp.zeros(shape, jnp.float32),
         failures=jnp.zeros(shape, jnp.int32),
+        blocks=blocks,
     )
 
 
-def first_moments(group: _blocks.Group, dtype: Any, *, has_mu: bool) -> Moments:
+def first_moments(shape: tuple[int, ...], dtype: Any, blocks: Any, *, has_mu: bool) -> Moments:
     """Zeros."""
-    shape = group.length, *group.sizes
-    return Moments(jnp.zeros(shape, dtype) if has_mu else None, jnp.zeros(shape, dtype))
+    return Moments(jnp.zeros(shape, dtype) if has_mu else None, jnp.zeros(shape, dtype), blocks)
 
 
 def along_axes(parts: Sequence[tuple[Stack, jax.Array]], blocks: jax.Array) -> jax.Array:
@@ -120,7 +124,7 @@ def carried(parts: Sequence[tuple[Stack, jax.Array]], moments: Moments) -> Momen
     count as uncorrelated: squared entries of T average them, and their total stays.
     """
     squares = [(stack, turn * turn) for stack, turn in parts]
-    return Moments(
+    return moments._replace(
         mu=None if moments.mu is None else along_axes(parts, moments.mu),
         nu=along_axes(squares, moments.nu),
     )
@@ -204,7 +208,7 @@ class BasesRenewal:
       dtypes: What each stack's bases are kept in, by name.
     """
 
-    stacks: tuple[Stack, ...]
+    stacks: Sequence[Stack]
     dtypes: tuple[str, ...]
 
     @property

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_zoo import _blocks, _moments
+from optax_zoo import _blocks, _moments, _owners
 from optax_zoo._shampoo._statistics import Stack
 
 Arrays = Sequence[jax.Array]
@@ -48,15 +48,22 @@ def report(
     plan: _blocks.Plan,
     stacks: Sequence[Stack],
     states: Sequence[Any],
-    skipped: jax.Array,
     *,
     drifts: bool = False,
+    routes: _owners.Routes | None = None,
 ) -> LayerReport:
-    """The worst of each leaf's factors."""
-    found = first_report(len(plan.cores), drifts=drifts)._replace(skipped=skipped)
+    """The worst of each leaf's factors, no gradients skipped; with routes, of a device's own."""
+    found = first_report(len(plan.cores), drifts=drifts)
     worst_of = ("residual", "age", "iterations", "condition", *["drift"] * drifts)
+    leaves = [jnp.array(group.leaf_of_block, jnp.int32) for group in plan.groups]
+    if routes is not None:
+        # Beyond the last leaf, so of none, where there is no block.
+        leaves = [
+            jnp.append(leaf, len(plan.cores))[block]
+            for leaf, block in zip(leaves, routes.own(routes.tables), strict=True)
+        ]
     for stack, factors in zip(stacks, states, strict=True):
-        leaf = jnp.array(plan.groups[stack.group].leaf_of_block, jnp.int32)
+        leaf = leaves[stack.group]
         for name in worst_of:
             worst = getattr(found, name).at[leaf].max(getattr(factors, name).max(axis=1))
             found = found._replace(**{name: worst})
@@ -65,34 +72,52 @@ def report(
     return found
 
 
+def joint_report(own: LayerReport, axes: tuple[str, ...]) -> LayerReport:
+    """The report over all devices of these mesh axes."""
+    worst = jax.tree.map(lambda x: jax.lax.pmax(x, axes), own)
+    return worst._replace(failures=jax.lax.psum(own.failures, axes))
+
+
 def finite_parts(
-    plan: _blocks.Plan, layer_axes: Sequence[int], gradients: Arrays
-) -> tuple[list[jax.Array], list[jax.Array], dict[int, jax.Array], jax.Array]:
+    plan: _blocks.Plan,
+    layer_axes: Sequence[int],
+    gradients: Arrays,
+    routes: _owners.Routes | None,
+) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array], dict[int, jax.Array], jax.Array]:
     """Which blocks have finite squares: 1e30 squares to inf in float32.
 
     Returns:
-      The stacks of blocks, for each stack which of its blocks are finite, for each leaf that is
-      not preconditioned a mask that broadcasts against it, and for each leaf how many blocks
-      were not finite. A leaf that is not preconditioned counts each layer slice as a block.
+      The stacks of blocks, as their owners have them; for each stack which of its blocks are
+      finite, there and in the plan's order; for each leaf that is not preconditioned a mask that
+      broadcasts against it; and for each leaf how many blocks were not finite. A leaf that is not
+      preconditioned counts each layer slice as a block.
     """
-    stacks = [_blocks.gather(plan, group, gradients) for group in plan.groups]
+    if routes is None or not plan.groups:
+        stacks = [_blocks.gather(plan, group, gradients) for group in plan.groups]
+    else:
+        to_owners = routes.owners.over(routes.to_owners, (routes.specs,), routes.owners.spec)
+        stacks = to_owners(routes.spread(gradients))
     finite = [jnp.isfinite((x * x).sum(tuple(range(1, x.ndim)))) for x in stacks]
-    owners = [np.array(group.leaf_of_block) for group in plan.groups]
-    flags, masks = list(finite), {}
+    in_order = list(finite) if routes is None else routes.in_order(finite)
+    leaf_of_flag = [np.array(group.leaf_of_block) for group in plan.groups]
+    flags, masks = list(in_order), {}
     for index, (g, axes) in enumerate(zip(gradients, layer_axes, strict=True)):
         if plan.cores[index] is None:
             mask = jnp.isfinite(g * g).all(tuple(range(axes, g.ndim)), keepdims=True)
             masks[index] = mask
-            flags.append(mask.reshape(-1))
-            owners.append(np.full(mask.size, index))
+            flags.append(_blocks.everywhere(mask).reshape(-1))
+            leaf_of_flag.append(np.full(mask.size, index))
     flags = jnp.concatenate(flags)
     skipped = jnp.zeros(len(gradients), jnp.int32)
-    skipped = skipped.at[np.concatenate(owners)].add((~flags).astype(jnp.int32))
-    return stacks, finite, masks, skipped
+    skipped = skipped.at[np.concatenate(leaf_of_flag)].add((~flags).astype(jnp.int32))
+    return stacks, finite, in_order, masks, skipped
 
 
 def finite_blocks(
-    plan: _blocks.Plan, layer_axes: Sequence[int], gradients: Arrays
+    plan: _blocks.Plan,
+    layer_axes: Sequence[int],
+    gradients: Arrays,
+    routes: _owners.Routes | None,
 ) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array], jax.Array]:
     """Replaces blocks by zeros that `finite_parts` finds not finite.
 
@@ -100,19 +125,25 @@ def finite_blocks(
       The gradients, the stacks of blocks as they came, for each stack which of its blocks are
       finite, and for each leaf how many were not.
     """
-    stacks, finite, masks, skipped = finite_parts(plan, layer_axes, gradients)
-    whole = jnp.concatenate([x.reshape(-1) for x in (*finite, *masks.values())]).all()
+    stacks, finite, in_order, masks, skipped = finite_parts(plan, layer_axes, gradients, routes)
+    whole = jnp.concatenate([x.reshape(-1) for x in (*in_order, *masks.values())]).all()
+
+    def placed(gradient, mask):
+        if routes is not None and not _blocks.names_shardings(gradient):
+            # Or what the blocks' owners are would show in the moments' shardings.
+            return routes.owners.spread(mask.reshape(gradient.shape), jax.sharding.PartitionSpec())
+        return _blocks.like(gradient, mask)
 
     def everything():
         return {
-            i: _blocks.like(gradients[i], jnp.broadcast_to(whole, gradients[i].shape))
+            i: placed(gradients[i], jnp.broadcast_to(whole, gradients[i].shape))
             for i in plan.layers
         }
 
     def what_is_finite():
-        spread = _blocks.spread(plan, finite)
+        spread = _blocks.spread(plan, in_order)
         return {
-            i: _blocks.like(gradients[i], _blocks.varying_like(mask, whole))
+            i: placed(gradients[i], _blocks.varying_like(mask, whole))
             for i, mask in spread.items()
         }
 

@@ -4,13 +4,17 @@ from typing import Any
 
 import jax
 
-from optax_zoo import _blocks, _checks
+from optax_zoo import _blocks, _checks, _layers, _owners
 from optax_zoo._shampoo._roots import Roots
 from optax_zoo._shampoo._schedule import Refresh
 
 
-def check_options(nesterov: Any, blocks: Any, refresh: Any, roots: Any, mesh: Any) -> None:
-    """Raises unless the flag and the option groups are what they are called, and mesh is None."""
+# From which jax.pure_callback reaches the host.
+_WITH_CALLBACKS = {"cpu", "gpu", "cuda", "rocm", "tpu"}
+
+
+def check_options(nesterov: Any, blocks: Any, refresh: Any, roots: Any) -> None:
+    """Raises unless the flag and the option groups are what they are called."""
     _checks.check_flag("nesterov", nesterov)
     groups = {"blocks": (blocks, _blocks.Blocks), "refresh": (refresh, Refresh)}
     for name, (value, kind) in {**groups, "roots": (roots, Roots)}.items():
@@ -18,10 +22,53 @@ def check_options(nesterov: Any, blocks: Any, refresh: Any, roots: Any, mesh: An
             raise TypeError(
                 f"{name} must be a {kind.__name__}, got {value!r}; pass e.g. {kind.__name__}()"
             )
-    if mesh is not None:
-        raise ValueError(
-            f"mesh must be None, got {mesh!r}: the state is not divided over devices; leave it out"
+
+
+def owners(mesh: Any, mesh_axes: Any, roots: Roots) -> _owners.Owners | None:
+    """The devices of a mesh that divide the state among them; None without a mesh."""
+    if mesh is None:
+        if mesh_axes is not None:
+            raise ValueError(
+                f"mesh_axes is {mesh_axes!r} and mesh is None; pass the mesh that has these axes"
+            )
+        return None
+    if not isinstance(mesh, (jax.sharding.Mesh, jax.sharding.AbstractMesh)):
+        raise TypeError(
+            f'mesh must be a jax.sharding.Mesh, got {mesh!r}; pass jax.make_mesh((8,), ("data",)) '
+            "or leave it out"
         )
+    axes = mesh.axis_names if mesh_axes is None else mesh_axes
+    axes = (axes,) if isinstance(axes, str) else tuple(axes)
+    if not axes or len(set(axes)) < len(axes) or not set(axes) <= set(mesh.axis_names):
+        raise ValueError(
+            f"mesh_axes must name axes of the mesh, each once, got {mesh_axes!r} for a mesh with "
+            f"the axes {mesh.axis_names!r}; pass some of them, or None for all"
+        )
+    if roots.on == "host" and isinstance(mesh, jax.sharding.Mesh):
+        platforms = {device.platform for device in mesh.devices.flat}
+        if other := platforms - _WITH_CALLBACKS:
+            raise ValueError(
+                f"mesh has devices of the platform {min(other)!r}, from which JAX cannot call the "
+                'host; pass roots=Roots(on="device")'
+            )
+    return _owners.Owners(mesh, axes)
+
+
+def check_placement(params: Any, owners: _owners.Owners | None) -> None:
+    """Raises if parameters lie on other devices than the mesh."""
+    if owners is None or isinstance(owners.mesh, jax.sharding.AbstractMesh):
+        return
+    devices = set(owners.mesh.devices.flat)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        if isinstance(leaf, jax.core.Tracer) or not getattr(leaf, "committed", False):
+            continue
+        if leaf.sharding.device_set != devices:
+            name = _layers.joined(_layers.path_names(path))
+            raise ValueError(
+                f"mesh is {owners.mesh!r}, and the parameter {name} lies on "
+                f"{len(leaf.sharding.device_set)} other devices: {leaf.sharding!r}; pass the mesh "
+                "of the parameters, or move them with jax.device_put"
+            )
 
 
 def check_callbacks(roots: Roots) -> None:

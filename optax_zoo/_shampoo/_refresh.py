@@ -54,12 +54,16 @@ class Renewal(Protocol):
 
 
 class Refresher:
-    """Renews states as the schedule says, on the host or in the step."""
+    """Renews states as the schedule says, on the host or in the step.
 
-    def __init__(self, renewal: Renewal, schedule: Schedule, *, on_host: bool):
+    `sharers` is how many devices of this process have states like these, each its own.
+    """
+
+    def __init__(self, renewal: Renewal, schedule: Schedule, *, on_host: bool, sharers: int = 1):
         self._renewal = renewal
         self._schedule = schedule
         self._on_host = on_host
+        self._sharers = sharers
 
     def adopt_due(self, step: jax.Array, states: Any) -> Any:
         """Adopts what was begun earlier and is due in this step."""
@@ -96,7 +100,8 @@ class Refresher:
         _host.finish_at_exit()
 
         def on_host(ticket, *statistics):
-            _host.begin(task, np.asarray(ticket).tobytes(), [_from_words(s) for s in statistics])
+            arrays = [_from_words(s) for s in statistics]
+            _host.begin(task, np.asarray(ticket).tobytes(), arrays, self._sharers)
             return np.zeros((), np.int32)
 
         def prefetch(statistics):
@@ -122,7 +127,7 @@ class Refresher:
 
         def on_host(ticket, *statistics):
             arrays = [_from_words(s) for s in statistics]
-            found = _host.redeem(task, np.asarray(ticket).tobytes(), arrays)
+            found = _host.redeem(task, np.asarray(ticket).tobytes(), arrays, self._sharers)
             return tuple(Delivery(_to_words(matrices), record) for matrices, record in found)
 
         def in_words(shape):

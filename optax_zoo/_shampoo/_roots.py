@@ -130,10 +130,17 @@ class HostRoots:
     def _certified(self, matrices: np.ndarray, p: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
         """(k, n, n) -> roots and records; a matrix that fails climbs the rungs alone."""
         ladder = rungs(self.method, self.ridge)
-        roots, residuals, iterations = inverse_pth_roots(matrices, p, *ladder[0])
-        roots, bad = _rounded(roots, dtype), ~self._is_certified(roots, residuals, dtype)
-        hopeless = ~np.isfinite(matrices).all((1, 2)) | ~matrices.any((1, 2))
-        for i in np.flatnonzero(bad & ~hopeless):
+        # Of places without a block, and of blocks without gradients, there is nothing to do.
+        alive = np.isfinite(matrices).all((1, 2)) & matrices.any((1, 2))
+        roots = np.zeros(matrices.shape, dtype)
+        residuals, iterations, bad = np.full(len(alive), np.inf), np.zeros(len(alive), int), ~alive
+        if alive.any():
+            found, residuals[alive], iterations[alive] = inverse_pth_roots(
+                matrices[alive], p, *ladder[0]
+            )
+            roots[alive] = _rounded(found, dtype)
+            bad[alive] = ~self._is_certified(roots[alive], residuals[alive], dtype)
+        for i in np.flatnonzero(bad & alive):
             for method, ridge in ladder[1:]:
                 root, residual, iteration = inverse_pth_roots(matrices[i : i + 1], p, method, ridge)
                 if self._is_certified(root, residual, dtype)[0]:
@@ -201,7 +208,7 @@ class RootsRenewal:
       halved: Whether the square roots of the roots are delivered, for drift correction.
     """
 
-    stacks: tuple[Stack, ...]
+    stacks: Sequence[Stack]
     roots: Roots
     dtypes: tuple[str, ...]
     halved: bool = False

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_zoo import _blocks, _checks, _layers, _links, _moments
+from optax_zoo import _blocks, _checks, _layers, _links, _moments, _owners
 from optax_zoo._shampoo import _bases, _direction, _options, _statistics
 from optax_zoo._shampoo._refresh import Refresher
 from optax_zoo._shampoo._roots import Roots
@@ -58,6 +58,7 @@ def scale_by_soap(
     refresh: Refresh = Refresh(),  # noqa: B008
     roots: Roots = Roots(method="eigh"),  # noqa: B008
     mesh: Any = None,
+    mesh_axes: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Runs Adam in the eigenbases of each block's Kronecker factors.
 
@@ -130,8 +131,9 @@ def scale_by_soap(
       <https://arxiv.org/abs/2409.11321>`_, 2024.
     """
     _check_numbers(b1, b2, eps)
-    _options.check_options(nesterov, blocks, refresh, roots, mesh)
+    _options.check_options(nesterov, blocks, refresh, roots)
     _check_groups(refresh, roots)
+    owners = _options.owners(mesh, mesh_axes, roots)
     _layers.check_layer_axes(layer_axes)
     schedule = Schedule(refresh, on_host=roots.on == "host")
     has_momentum = not _checks.is_zero(b1)
@@ -147,21 +149,30 @@ def scale_by_soap(
             complex_remedy="wrap it in optax.contrib.split_real_and_imaginary",
         )
         _options.check_callbacks(roots)
+        _options.check_placement(params, owners)
         leaves = jax.tree.leaves(params)
         plan, stacks = cut(leaves, _layers.leading_axes(layer_axes, params))
         dtype = jnp.result_type(jnp.float32, *leaves)
-        states = _bases.States(
-            tuple(_bases.init(s, dtype, roots.dtype) for s in stacks),
-            tuple(_bases.first_moments(g, dtype, has_mu=has_momentum) for g in plan.groups),
-        )
+
+        def first(stacks, blocks, _):
+            lengths = {s.group: s.length for s in stacks}
+            moments = [
+                _bases.first_moments((lengths[i], *g.sizes), dtype, own, has_mu=has_momentum)
+                for i, (g, own) in enumerate(zip(plan.groups, blocks, strict=True))
+            ]
+            bases = tuple(_bases.init(s, dtype, roots.dtype, blocks[s.group]) for s in stacks)
+            same = jnp.zeros((), jnp.int32), _direction.first_report(len(leaves))
+            return _bases.States(bases, tuple(moments)), same
+
+        states, (count, report) = _owners.placed(first, plan, stacks, owners, 0.0)
         return SoapState(
-            count=jnp.zeros((), jnp.int32),
+            count=count,
             mu=_plain_zeros(plan, params) if has_momentum else None,
             nu=_plain_zeros(plan, params),
             # One leaf for a tree without leaves, by which `optax.tree.map_params` finds its way.
             bases=states.bases if leaves else jnp.zeros(()),
             moments=states.moments if leaves else jnp.zeros(()),
-            report=_direction.first_report(len(leaves)),
+            report=report,
         )
 
     def adam(gradients, mu, nu, step):
@@ -179,12 +190,13 @@ def scale_by_soap(
             return updates, state
         axes = _layers.leading_axes(layer_axes, updates)
         plan, stacks = cut(leaves, axes)
+        routes = _owners.routes(plan, leaves, owners)
         step = schedule.next_count(state.count)
         wide = [_moments.widen(u) for u in leaves]
-        raw, finite, masks, skipped = _direction.finite_parts(plan, axes, wide)
+        raw, finite, _, masks, skipped = _direction.finite_parts(plan, axes, wide, routes)
         states = _bases.States(state.bases, state.moments)
-        states, rotated, nothing = _advanced(
-            plan, stacks, refresh, roots, step, states, raw, finite, b2
+        states, rotated, report, nothing = _advanced(
+            plan, stacks, refresh, roots, routes, step, states, raw, finite, b2
         )
 
         plain = [jnp.where(mask, wide[i], 0) for i, mask in masks.items()]
@@ -192,68 +204,103 @@ def scale_by_soap(
         found, mu, nu = adam(plain, mu, nu, step)
         mus, nus = [own.mu for own in states.moments], [own.nu for own in states.moments]
         turned, mus, nus = adam(rotated, mus, nus, step)
-        directions = _turned_back(plan, stacks, states.bases, turned)
+        directions = _turned_back(plan, stacks, routes, states.bases, turned)
         directions |= dict(zip(masks, found, strict=True))
         shaped = [
-            directions[i].reshape(jnp.shape(u)).astype(jnp.result_type(u))
-            for i, u in enumerate(leaves)
+            _blocks.like(u, directions[i]).astype(jnp.result_type(u)) for i, u in enumerate(leaves)
         ]
         return structure.unflatten(shaped), SoapState(
             count=step + nothing,
             mu=_replaced(plan, structure, state.mu, mu),
             nu=_replaced(plan, structure, state.nu, nu),
             bases=states.bases,
-            moments=tuple(map(_bases.Moments, mus, nus)),
-            report=_direction.report(plan, stacks, states.bases, state.report.skipped + skipped),
+            moments=tuple(
+                own._replace(mu=mu, nu=nu)
+                for own, mu, nu in zip(states.moments, mus, nus, strict=True)
+            ),
+            report=report._replace(skipped=state.report.skipped + skipped),
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 # Compiled as one outside `jit` too, where every step would compile each `cond` anew.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _advanced(
     plan: _blocks.Plan,
     stacks: tuple[_statistics.Stack, ...],
     refresh: Refresh,
     roots: Roots,
+    routes: _owners.Routes | None,
     step: jax.Array,
     states: _bases.States,
     gradients: Sequence[jax.Array],
     finite: Sequence[jax.Array],
     b2: Any,
-) -> tuple[_bases.States, list[jax.Array], jax.Array]:
-    """Bases and moments before this step's gradients, those in their bases, and a zero.
+) -> tuple[_bases.States, list[jax.Array], _direction.LayerReport, jax.Array]:
+    """Bases and moments before this step's gradients, those in their bases, report and a zero.
 
     On the zero something in the result must depend, see `Refresher.begin`.
     """
+    sharers = 1 if routes is None else routes.owners.in_process
     on_host = roots.on == "host"
-    schedule = Schedule(refresh, on_host=on_host)
-    renewal = _bases.BasesRenewal(stacks, tuple(str(own.bases.dtype) for own in states.bases))
-    refresher = Refresher(renewal, schedule, on_host=on_host)
-    states = states._replace(bases=tuple(map(_statistics.older, states.bases)))
-    states = refresher.adopt_due(step, states)  # what is begun below is due later
-    bases = _statistics.gather(stacks, states.bases, gradients, finite, b2, schedule.gathers(step))
-    states, nothing = refresher.begin(step, states._replace(bases=bases))
-    rotated = []
-    for parts, blocks, ok in zip(
-        _by_group(plan, stacks, states.bases), gradients, finite, strict=True
-    ):
-        ok = ok.reshape(-1, *[1] * (blocks.ndim - 1))
-        rotated.append(_bases.into(parts, jnp.where(ok, blocks, 0)))
-    return states, rotated, nothing
+
+    def advanced(stacks, states, gradients, finite, step, b2):
+        schedule = Schedule(refresh, on_host=on_host)
+        renewal = _bases.BasesRenewal(stacks, tuple(str(own.bases.dtype) for own in states.bases))
+        refresher = Refresher(renewal, schedule, on_host=on_host, sharers=sharers)
+        states = states._replace(bases=tuple(map(_statistics.older, states.bases)))
+        states = refresher.adopt_due(step, states)  # what is begun below is due later
+        gathers = schedule.gathers(step)
+        bases = _statistics.gather(stacks, states.bases, gradients, finite, b2, gathers)
+        states, nothing = refresher.begin(step, states._replace(bases=bases))
+        rotated = []
+        for parts, blocks, ok in zip(
+            _by_group(plan, stacks, states.bases), gradients, finite, strict=True
+        ):
+            ok = ok.reshape(-1, *[1] * (blocks.ndim - 1))
+            rotated.append(_bases.into(parts, jnp.where(ok, blocks, 0)))
+        report = _direction.report(plan, stacks, states.bases, routes=routes)
+        return states, rotated, report, nothing
+
+    if routes is None or not plan.groups:
+        return advanced(stacks, states, gradients, finite, step, b2)
+    own_stacks, axes = routes.own_stacks(stacks), routes.owners.axes
+
+    def on_each(*arguments):
+        states, rotated, report, nothing = advanced(own_stacks, *arguments)
+        return (states, rotated, nothing[None]), _direction.joint_report(report, axes)
+
+    divided, everywhere = routes.owners.spec, jax.sharding.PartitionSpec()
+    parts, report = routes.owners.over(
+        on_each, (*[divided] * 3, everywhere, everywhere), (divided, everywhere)
+    )(states, gradients, finite, step, b2)
+    states, rotated, nothing = parts
+    return states, rotated, report, routes.owners.spread(nothing, everywhere).sum()
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _turned_back(
     plan: _blocks.Plan,
     stacks: tuple[_statistics.Stack, ...],
+    routes: _owners.Routes | None,
     bases: tuple[_bases.Bases, ...],
     turned: Sequence[jax.Array],
 ) -> dict[int, jax.Array]:
     """Each preconditioned leaf's direction from those of its blocks in their bases."""
-    parts = _by_group(plan, stacks, bases)
-    return _blocks.scatter(plan, [_bases.back(*own) for own in zip(parts, turned, strict=True)])
+
+    def turned_back(stacks, bases, turned):
+        parts = _by_group(plan, stacks, bases)
+        return [_bases.back(*own) for own in zip(parts, turned, strict=True)]
+
+    if routes is None or not plan.groups:
+        return _blocks.scatter(plan, turned_back(stacks, bases, turned))
+    own_stacks, divided = routes.own_stacks(stacks), routes.owners.spec
+
+    def on_each(bases, turned):
+        return routes.from_owners(turned_back(own_stacks, bases, turned))
+
+    return routes.back(routes.owners.over(on_each, divided, routes.specs)(bases, turned))
 
 
 def _by_group(
@@ -326,6 +373,7 @@ def soap(
     refresh: Refresh = Refresh(),  # noqa: B008
     roots: Roots = Roots(method="eigh"),  # noqa: B008
     mesh: Any = None,
+    mesh_axes: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""SOAP: Adam where Shampoo's statistics are diagonal.
 
@@ -380,6 +428,7 @@ def soap(
             refresh=refresh,
             roots=roots,
             mesh=mesh,
+            mesh_axes=mesh_axes,
         ),
         _links.decay_link(weight_decay, mask, who="soap"),
         _links.learning_rate_link(learning_rate, usual="3e-3"),

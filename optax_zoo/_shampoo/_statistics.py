@@ -51,6 +51,8 @@ class Factors(NamedTuple):
         roots of what was adopted. None: the roots are used.
       drift: (b, f), max|W - I| at the last correction, 0 before the first, infinite where it was
         refused; None without drift correction.
+      blocks: On a mesh, (devices, places): which block is where, −1: none. All arrays then are
+        those of the places, device after device, b · devices of them. None: without a mesh.
     """
 
     statistics: jax.Array
@@ -63,6 +65,7 @@ class Factors(NamedTuple):
     failures: jax.Array
     corrected: Any = None
     drift: Any = None
+    blocks: Any = None
 
 
 # `Factors`, or another named tuple with its statistics, weight and age.
@@ -85,7 +88,7 @@ def stacks(plan: _blocks.Plan, exponent: int | None) -> tuple[Stack, ...]:
 
 
 def init(
-    stack: Stack, epsilon: Any, dtype: Any, root_dtype: Any, *, drifts: bool = False
+    stack: Stack, epsilon: Any, dtype: Any, root_dtype: Any, blocks: Any, *, drifts: bool = False
 ) -> Factors:
     """Statistics start at ε·I."""
     n, shape = stack.order, (stack.length, len(stack.axes))
@@ -105,6 +108,7 @@ def init(
         failures=jnp.zeros(shape, jnp.int32),
         corrected=no_roots() if drifts else None,
         drift=jnp.zeros(shape, jnp.float32) if drifts else None,
+        blocks=blocks,
     )
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_zoo import _blocks, _checks, _grafting, _layers, _moments
+from optax_zoo import _blocks, _checks, _grafting, _layers, _moments, _owners
 from optax_zoo._shampoo import _direction, _drift, _options, _statistics
 from optax_zoo._shampoo._refresh import Refresher
 from optax_zoo._shampoo._roots import Roots, RootsRenewal
@@ -55,6 +55,7 @@ def scale_by_shampoo(
     refresh: Refresh = Refresh(),  # noqa: B008
     roots: Roots = Roots(),  # noqa: B008
     mesh: Any = None,
+    mesh_axes: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Preconditions each block of the momentum with inverse roots of its Kronecker factors.
 
@@ -128,7 +129,8 @@ def scale_by_shampoo(
       for Deep Learning <https://arxiv.org/abs/2002.09018>`_, 2020.
     """
     _check_numbers(b1, b2, eps, exponent, init_epsilon, graft_to)
-    _options.check_options(nesterov, blocks, refresh, roots, mesh)
+    _options.check_options(nesterov, blocks, refresh, roots)
+    owners = _options.owners(mesh, mesh_axes, roots)
     _layers.check_layer_axes(layer_axes)
     schedule = Schedule(refresh, on_host=roots.on == "host")
     has_momentum = not _checks.is_zero(b1)
@@ -147,20 +149,28 @@ def scale_by_shampoo(
             complex_remedy="wrap it in optax.contrib.split_real_and_imaginary",
         )
         _options.check_callbacks(roots)
+        _options.check_placement(params, owners)
         leaves = jax.tree.leaves(params)
-        _, stacks = cut(leaves, _layers.leading_axes(layer_axes, params))
+        plan, stacks = cut(leaves, _layers.leading_axes(layer_axes, params))
         dtype = jnp.result_type(jnp.float32, *leaves)
-        factors = tuple(
-            _statistics.init(s, init_epsilon, dtype, roots.dtype, drifts=drifts) for s in stacks
-        )
+
+        def first(stacks, blocks, epsilon):
+            report = _direction.first_report(len(leaves), drifts=drifts)
+            factors = tuple(
+                _statistics.init(s, epsilon, dtype, roots.dtype, blocks[s.group], drifts=drifts)
+                for s in stacks
+            )
+            return factors, (jnp.zeros((), jnp.int32), report)
+
+        factors, (count, report) = _owners.placed(first, plan, stacks, owners, init_epsilon)
         graft = _moments.zeros(params) if graft_to == "adam" else None
         return ShampooState(
-            count=jnp.zeros((), jnp.int32),
+            count=count,
             mu=_moments.zeros(params) if has_momentum else None,
             graft=other.init(params) if other else graft,
             # One leaf for a tree without leaves, by which `optax.tree.map_params` finds its way.
             factors=factors if leaves else jnp.zeros(()),
-            report=_direction.first_report(len(leaves), drifts=drifts),
+            report=report,
         )
 
     def magnitudes(structure, leaves, gradients, momenta, state, step, params, extra_args):
@@ -181,9 +191,10 @@ def scale_by_shampoo(
             return updates, state
         axes = _layers.leading_axes(layer_axes, updates)
         plan, stacks = cut(leaves, axes)
+        routes = _owners.routes(plan, leaves, owners)
         step = schedule.next_count(state.count)
         wide = [_moments.widen(u) for u in leaves]
-        gradients, raw, finite, skipped = _direction.finite_blocks(plan, axes, wide)
+        gradients, raw, finite, skipped = _direction.finite_blocks(plan, axes, wide, routes)
         momenta, mu = gradients, state.mu
         if has_momentum:
             momenta, mu = _direction.momentum(
@@ -193,14 +204,15 @@ def scale_by_shampoo(
         sizes, graft = magnitudes(
             structure, leaves, gradients, momenta, state, step, params, extra_args
         )
-        factors, ways, norms, usable, nothing = _advanced(
-            plan, stacks, refresh, roots, step, state.factors, raw, finite, momenta, decay
+        factors, ways, norms, usable, report, nothing = _advanced(
+            plan, stacks, refresh, roots, routes, step, state.factors, raw, finite, momenta, decay
         )
 
         if ways and graft_to is not None:
             # Adam's updates are near 1 in size, others' may be anything.
             size_of = _layers.safe_norms if other else _layers.squared_norms
-            u_norms = jnp.concatenate([size_of(sizes[i], axes[i]).reshape(-1) for i in ways])
+            u_norms = [_blocks.everywhere(size_of(sizes[i], axes[i])).reshape(-1) for i in ways]
+            u_norms = jnp.concatenate(u_norms)
             u_norms = u_norms if other else _moments.root(u_norms)
             d_inverses = jnp.where(usable, _grafting.inverse_norm(norms), 0)
         layers = plan.layers
@@ -210,7 +222,7 @@ def scale_by_shampoo(
             if index in ways:
                 own = layers[index]
                 layered = (*jnp.shape(u)[: axes[index]], *[1] * (jnp.ndim(u) - axes[index]))
-                direction = ways[index].reshape(jnp.shape(u))
+                direction = _blocks.like(magnitude, ways[index])
                 if graft_to is None:
                     direction = jnp.where(usable[own].reshape(layered), direction, magnitude)
                 else:
@@ -226,21 +238,20 @@ def scale_by_shampoo(
             mu=mu,
             graft=graft,
             factors=factors,
-            report=_direction.report(
-                plan, stacks, factors, state.report.skipped + skipped, drifts=drifts
-            ),
+            report=report._replace(skipped=state.report.skipped + skipped),
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 # Compiled as one outside `jit` too, where every step would compile each `cond` anew.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _advanced(
     plan: _blocks.Plan,
     stacks: tuple[_statistics.Stack, ...],
     refresh: Refresh,
     roots: Roots,
+    routes: _owners.Routes | None,
     step: jax.Array,
     factors: tuple[_statistics.Factors, ...],
     gradients: Sequence[jax.Array],
@@ -248,44 +259,88 @@ def _advanced(
     momenta: Sequence[jax.Array],
     b2: Any,
 ) -> tuple[Any, ...]:
-    """The factors after this step; of each leaf direction, norm and having a root; a zero.
+    """The factors after this step; of each leaf its direction, of each layer slice the norm and
+    whether it has a root; the report; a zero.
 
     On the zero something in the result must depend, see `Refresher.begin`.
     """
+    drifts = refresh.drift_every is not None
+    if not plan.groups:
+        return factors, {}, None, None, _direction.report(plan, (), (), drifts=drifts), 0
+    if routes is None:
+        blocks = [_blocks.gather(plan, group, momenta) for group in plan.groups]
+        factors, directions, norms, usable, nothing = _advanced_blocks(
+            stacks, refresh, roots, 1, step, factors, gradients, finite, blocks, b2
+        )
+        report = _direction.report(plan, stacks, factors, drifts=drifts)
+        ways = _blocks.scatter(plan, directions)
+    else:
+        owners, own_stacks = routes.owners, routes.own_stacks(stacks)
+
+        def on_each(factors, gradients, finite, tiles, step, b2):
+            factors, directions, norms, usable, nothing = _advanced_blocks(
+                own_stacks,
+                refresh,
+                roots,
+                owners.in_process,
+                step,
+                factors,
+                gradients,
+                finite,
+                routes.to_owners(tiles),
+                b2,
+            )
+            report = _direction.report(plan, own_stacks, factors, drifts=drifts, routes=routes)
+            report = _direction.joint_report(report, owners.axes)
+            parts = factors, norms, usable, nothing[None]
+            return parts, routes.from_owners(directions), report
+
+        divided, everywhere = owners.spec, jax.sharding.PartitionSpec()
+        parts, ways, report = owners.over(
+            on_each,
+            (divided, divided, divided, routes.specs, everywhere, everywhere),
+            (divided, routes.specs, everywhere),
+        )(factors, gradients, finite, routes.spread(momenta), step, b2)
+        factors, norms, usable, nothing = parts
+        ways = routes.back(ways)
+        norms, usable = routes.in_order(norms), routes.in_order(usable)
+        nothing = owners.spread(nothing, everywhere).sum()
+    layer = plan.layer_of_block
+    norms = _layers.joined_norms(jnp.concatenate(norms), layer)
+    usable = jnp.zeros(int(layer.max()) + 1, bool).at[layer].max(jnp.concatenate(usable))
+    return factors, ways, norms, usable, report, nothing
+
+
+def _advanced_blocks(
+    stacks: Sequence[_statistics.Stack],
+    refresh: Refresh,
+    roots: Roots,
+    sharers: int,
+    step: jax.Array,
+    factors: tuple[_statistics.Factors, ...],
+    gradients: Sequence[jax.Array],
+    finite: Sequence[jax.Array],
+    momenta: Sequence[jax.Array],
+    b2: Any,
+) -> tuple[Any, ...]:
+    """The same for stacks of blocks: the factors; direction, norm and having a root of each block
+    of each group; a zero."""
     schedule = Schedule(refresh, on_host=roots.on == "host")
     drifts = refresh.drift_every is not None
     dtypes = tuple(str(f.roots.dtype) for f in factors)
     renewal = RootsRenewal(stacks, roots, dtypes, halved=drifts)
-    refresher = Refresher(renewal, schedule, on_host=roots.on == "host")
+    refresher = Refresher(renewal, schedule, on_host=roots.on == "host", sharers=sharers)
     factors = tuple(map(_statistics.older, factors))
     factors = refresher.adopt_due(step, factors)  # what is begun below is due later
     factors = _statistics.gather(stacks, factors, gradients, finite, b2, schedule.gathers(step))
     factors, nothing = refresher.begin(step, factors)
     if drifts:
         factors = _drift.corrected_if(schedule.corrects(step), stacks, factors, roots.ridge)
-    return factors, *_preconditioned(plan, stacks, factors, momenta), nothing
-
-
-def _preconditioned(
-    plan: _blocks.Plan,
-    stacks: Sequence[_statistics.Stack],
-    factors: Sequence[_statistics.Factors],
-    momenta: Sequence[jax.Array],
-) -> tuple[dict[int, jax.Array], Any, Any]:
-    """Each preconditioned leaf's direction; of each layer slice, its norm and having a root."""
-    if not plan.groups:
-        return {}, None, None
     found = []
-    for index, group in enumerate(plan.groups):
+    for index, blocks in enumerate(momenta):
         parts = [(s, f) for s, f in zip(stacks, factors, strict=True) if s.group == index]
-        found.append(_statistics.precondition(parts, _blocks.gather(plan, group, momenta)))
-    directions, norms, usable = zip(*found, strict=True)
-    layer = plan.layer_of_block
-    return (
-        _blocks.scatter(plan, directions),
-        _layers.joined_norms(jnp.concatenate(norms), layer),
-        jnp.zeros(int(layer.max()) + 1, bool).at[layer].max(jnp.concatenate(usable)),
-    )
+        found.append(_statistics.precondition(parts, blocks))
+    return factors, *zip(*found, strict=True), nothing
 
 
 def _check_numbers(
