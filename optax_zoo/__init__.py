@@ -37,6 +37,7 @@ from optax_zoo._policy_gradient import policy_gradient
 from optax_zoo._registry import create, info, list_optimizers
 from optax_zoo._shampoo._assembled import shampoo
 from optax_zoo._shampoo._planning import RefreshPlan, plan_refresh
+from optax_zoo._shampoo._resharding import reshard
 from optax_zoo._shampoo._roots import Roots
 from optax_zoo._shampoo._schedule import Refresh
 from optax_zoo._shampoo._soap import SoapState, scale_by_soap, soap
@@ -95,6 +96,7 @@ __all__ = [
     "model_scale_schedules",
     "plan_refresh",
     "policy_gradient",
+    "reshard",
     "scale_by_adax",
     "scale_by_amos",
     "scale_by_dynamic_bounds",

@@ -464,8 +464,6 @@ def _pieces(blocks: jax.Array, kind: _Kind, sizes: tuple[int, ...]) -> jax.Array
     return x.reshape(-1, *kind.piece(sizes))
 
 
-
-
 def placed(
     first: Any, plan: _blocks.Plan, stacks: Sequence[Any], owners: Owners | None, argument: Any
 ) -> Any:
@@ -492,9 +490,7 @@ def own_stack(stack: Any, tables: Sequence[np.ndarray]) -> Any:
     return stack._replace(length=tables[stack.group].shape[1])
 
 
-def routes(
-    plan: _blocks.Plan, leaves: Sequence[jax.Array], owners: Owners | None
-) -> Routes | None:
+def routes(plan: _blocks.Plan, leaves: Sequence[jax.Array], owners: Owners | None) -> Routes | None:
     """The ways of a tree's blocks, the same object for the same tree; None: on one device."""
     if owners is None:
         return None
@@ -509,5 +505,7 @@ def _kept(leaf: jax.Array, owners: Owners) -> tuple[tuple[str, ...], ...]:
     """For each axis of a leaf the owners' mesh axes that divide it, as far as they are known."""
     if not _blocks.names_shardings(leaf):
         return ((),) * jnp.ndim(leaf)
-    found = [(names,) if isinstance(names, str) else names for names in jax.typeof(leaf).sharding.spec]
+    found = [
+        (names,) if isinstance(names, str) else names for names in jax.typeof(leaf).sharding.spec
+    ]
     return tuple(tuple(n for n in names or () if n in owners.axes) for names in found)

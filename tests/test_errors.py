@@ -584,7 +584,7 @@ CASES: dict[str, Case] = {
     "soap_blocks": (lambda: of_soap(blocks=512), TypeError, ("blocks", "512", "Blocks()")),
     "soap_refresh": (lambda: soap(0.1, refresh=10), TypeError, ("refresh", "10", "Refresh()")),
     "soap_roots": (lambda: soap(0.1, roots="eigh"), TypeError, ("roots", "'eigh'", "Roots()")),
-    "soap_mesh": (lambda: of_soap(mesh="mesh"), ValueError, ("mesh", "'mesh'", "leave it out")),
+    "soap_mesh": (lambda: of_soap(mesh="mesh"), TypeError, ("mesh", "'mesh'", "leave it out")),
     "soap_nesterov": (
         lambda: of_soap(nesterov=None),
         TypeError,
@@ -624,7 +624,7 @@ CASES: dict[str, Case] = {
     "refresh_int": (lambda: shampoo(0.1, refresh=10), TypeError, ("refresh", "10", "Refresh()")),
     "roots_text": (lambda: shampoo(0.1, roots="eigh"), TypeError, ("roots", "'eigh'", "Roots()")),
     "group_class": (lambda: of_shampoo(refresh=zoo.Refresh), TypeError, ("refresh", "Refresh()")),
-    "mesh": (lambda: of_shampoo(mesh="mesh"), ValueError, ("mesh", "'mesh'", "leave it out")),
+    "mesh": (lambda: of_shampoo(mesh="mesh"), TypeError, ("mesh", "'mesh'", "leave it out")),
     "graft_to_text": (
         lambda: shampoo(0.1, graft_to="sgd"),
         ValueError,

@@ -56,7 +56,8 @@ def shampoo(
       blocks: How parameters are cut.
       refresh: When roots are renewed, see :func:`plan_refresh`.
       roots: How they are computed.
-      mesh: Reserved, must be None.
+      mesh: The mesh whose devices divide the work, see :func:`scale_by_shampoo`.
+      mesh_axes: Along which of its axes.
 
     Returns:
       The chain of :func:`scale_by_shampoo`, decay and learning rate. `update` needs the

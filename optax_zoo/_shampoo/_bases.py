@@ -155,13 +155,23 @@ class HostBases:
         dtype = jnp.dtype(self.stacks[index][2])
         smallest = float(np.finfo(packed.dtype).eps)
         with np.errstate(all="ignore"):  # what overflows is not certified
-            parts = [_decomposed(np, some, smallest) for some in _items.calls(packed)]
+            parts = [_alive_decomposed(some, smallest) for some in _items.calls(packed)]
             bases, record = (np.concatenate(x) for x in zip(*parts, strict=True))
             return Delivery(bases.astype(dtype), record)
 
     def join(self, results: list[Delivery]) -> tuple[Delivery, ...]:
         """One delivery for each stack."""
         return _items.collect(self.kinds, results)
+
+
+def _alive_decomposed(matrices: np.ndarray, smallest: float) -> tuple[np.ndarray, np.ndarray]:
+    """`_decomposed` without work for places that have no block, or a block without gradients."""
+    alive = np.asarray(matrices.any((1, 2)))
+    bases = np.broadcast_to(np.eye(matrices.shape[-1]), matrices.shape).copy()
+    record = np.zeros((len(matrices), 3), np.float32)
+    if alive.any():
+        bases[alive], record[alive] = _decomposed(np, matrices[alive], smallest)
+    return bases, record
 
 
 def _decomposed(xp: Any, matrices: Any, smallest: float) -> tuple[Any, Any]:

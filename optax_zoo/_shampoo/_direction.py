@@ -143,8 +143,7 @@ def finite_blocks(
     def what_is_finite():
         spread = _blocks.spread(plan, in_order)
         return {
-            i: placed(gradients[i], _blocks.varying_like(mask, whole))
-            for i, mask in spread.items()
+            i: placed(gradients[i], _blocks.varying_like(mask, whole)) for i, mask in spread.items()
         }
 
     if plan.groups:

@@ -3,11 +3,11 @@
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
 from optax_zoo import _blocks, _checks, _layers, _owners
 from optax_zoo._shampoo._roots import Roots
 from optax_zoo._shampoo._schedule import Refresh
-
 
 # From which jax.pure_callback reaches the host.
 _WITH_CALLBACKS = {"cpu", "gpu", "cuda", "rocm", "tpu"}
@@ -44,14 +44,27 @@ def owners(mesh: Any, mesh_axes: Any, roots: Roots) -> _owners.Owners | None:
             f"mesh_axes must name axes of the mesh, each once, got {mesh_axes!r} for a mesh with "
             f"the axes {mesh.axis_names!r}; pass some of them, or None for all"
         )
-    if roots.on == "host" and isinstance(mesh, jax.sharding.Mesh):
-        platforms = {device.platform for device in mesh.devices.flat}
-        if other := platforms - _WITH_CALLBACKS:
-            raise ValueError(
-                f"mesh has devices of the platform {min(other)!r}, from which JAX cannot call the "
-                'host; pass roots=Roots(on="device")'
-            )
+    if roots.on == "host":
+        _check_host_of(mesh)
     return _owners.Owners(mesh, axes)
+
+
+def _check_host_of(mesh: Any) -> None:
+    """Raises if what runs on the mesh cannot call the host."""
+    remedy = 'pass roots=Roots(on="device")'
+    if jax.__version_info__ < (0, 8):
+        raise ValueError(
+            f"mesh is given and roots are to come from the host, which takes JAX 0.8, got JAX "
+            f"{jax.__version__}; {remedy}, or upgrade"
+        )
+    if isinstance(mesh, jax.sharding.AbstractMesh):
+        return
+    platforms = {device.platform for device in mesh.devices.flat}
+    if other := platforms - _WITH_CALLBACKS:
+        raise ValueError(
+            f"mesh has devices of the platform {min(other)!r}, from which JAX cannot call the "
+            f"host; {remedy}"
+        )
 
 
 def check_placement(params: Any, owners: _owners.Owners | None) -> None:
@@ -60,7 +73,7 @@ def check_placement(params: Any, owners: _owners.Owners | None) -> None:
         return
     devices = set(owners.mesh.devices.flat)
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        if isinstance(leaf, jax.core.Tracer) or not getattr(leaf, "committed", False):
+        if isinstance(leaf, Tracer) or not getattr(leaf, "committed", False):
             continue
         if leaf.sharding.device_set != devices:
             name = _layers.joined(_layers.path_names(path))

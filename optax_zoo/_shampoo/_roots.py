@@ -131,7 +131,7 @@ class HostRoots:
         """(k, n, n) -> roots and records; a matrix that fails climbs the rungs alone."""
         ladder = rungs(self.method, self.ridge)
         # Of places without a block, and of blocks without gradients, there is nothing to do.
-        alive = np.isfinite(matrices).all((1, 2)) & matrices.any((1, 2))
+        alive = np.logical_and(np.isfinite(matrices).all((1, 2)), matrices.any((1, 2)))
         roots = np.zeros(matrices.shape, dtype)
         residuals, iterations, bad = np.full(len(alive), np.inf), np.zeros(len(alive), int), ~alive
         if alive.any():

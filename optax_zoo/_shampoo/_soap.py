@@ -88,6 +88,9 @@ def scale_by_soap(
     residual; where there is none, the last one stays, counted in :func:`inspect`. A block whose
     gradient, or its square, is not finite counts as zero in this step.
 
+    With a `mesh` its devices divide the work, moments included, as those of
+    :func:`scale_by_shampoo`.
+
     Args:
       b1: Decay of the first moment, in [0, 1). The number 0 keeps none.
       b2: Decay of the second moment and of the statistics, in [0, 1).
@@ -101,7 +104,9 @@ def scale_by_soap(
         them well enough with `roots=Roots(method="eigh")`. `drift_every` must be None.
       roots: Where bases are computed and what they are kept in, see :class:`Roots`. `method` must
         be "eigh"; `ridge` is not used.
-      mesh: Reserved, must be None.
+      mesh: The `jax.sharding.Mesh` whose devices divide statistics, bases, moments and the bases'
+        computation. None: every device that a program runs on has all of them.
+      mesh_axes: The mesh axes along which they are divided, a name or several; None: all.
 
     Returns:
       A gradient transformation that gives a direction, to be scaled by the learning rate.
@@ -112,8 +117,9 @@ def scale_by_soap(
       leaves out programs with callbacks.
 
     Raises:
-      ValueError: If an argument is out of range or, at `init`, `layer_axes` does not fit or there
-        is no CPU backend.
+      ValueError: If an argument is out of range, `mesh_axes` are not the mesh's, its devices
+        cannot call the host or, at `init`, `layer_axes` does not fit, parameters lie on other
+        devices than the mesh or there is no CPU backend.
       TypeError: If an argument has the wrong type, or a parameter is complex or not
         floating-point.
 
@@ -395,7 +401,8 @@ def soap(
       blocks: How parameters are cut.
       refresh: When bases are renewed.
       roots: Where they are computed; `method` must be "eigh".
-      mesh: Reserved, must be None.
+      mesh: The mesh whose devices divide the work, see :func:`scale_by_soap`.
+      mesh_axes: Along which of its axes.
 
     Returns:
       The chain of :func:`scale_by_soap`, decay and learning rate. `update` needs the parameters

@@ -81,6 +81,13 @@ def scale_by_shampoo(
     failing that the last good root stays, counted in :func:`inspect`. A block whose gradient, or
     its square, is not finite counts as zero in this step.
 
+    With a `mesh` its devices divide the work: each owns the same number of blocks of every shape,
+    their statistics and roots, and each process computes the roots of its own, Σn³ spread evenly.
+    Gradients and momenta reach the owners, and directions come back, in one `all_to_all` for each
+    shape of piece, as far as JAX knows how leaves are sharded (`AxisType.Explicit`); with
+    `AxisType.Auto` sharded leaves are gathered whole. Call `init` outside `jit`, with the
+    parameters on the mesh. :func:`reshard` moves a state to another mesh.
+
     Args:
       b1: Decay of the momentum, in [0, 1). The number 0 keeps no momentum: :math:`M` is the
         gradient.
@@ -99,7 +106,9 @@ def scale_by_shampoo(
       blocks: How parameters are cut, see :class:`Blocks`.
       refresh: When roots are renewed, see :class:`Refresh` and :func:`plan_refresh`.
       roots: How they are computed, see :class:`Roots`.
-      mesh: Reserved, must be None.
+      mesh: The `jax.sharding.Mesh` whose devices divide statistics, roots and their computation.
+        None: every device that a program runs on has all of them.
+      mesh_axes: The mesh axes along which they are divided, a name or several; None: all.
 
     Returns:
       A gradient transformation that gives a direction, to be scaled by the learning rate.
@@ -109,8 +118,9 @@ def scale_by_shampoo(
       mini-step. JAX's persistent compilation cache leaves out programs with callbacks.
 
     Raises:
-      ValueError: If an argument is out of range or, at `init`, `layer_axes` does not fit or there
-        is no CPU backend.
+      ValueError: If an argument is out of range, `mesh_axes` are not the mesh's, its devices
+        cannot call the host or, at `init`, `layer_axes` does not fit, parameters lie on other
+        devices than the mesh or there is no CPU backend.
       TypeError: If an argument has the wrong type, or a parameter is complex or not
         floating-point.
 
