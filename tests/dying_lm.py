@@ -9,8 +9,9 @@ import os
 import signal
 import sys
 
-import distributed_lm
 import jax
+
+import distributed_lm
 
 name, to, process, last, *arguments = sys.argv[1:]
 read = distributed_lm.random_windows
