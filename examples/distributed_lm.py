@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cluster.check()
         count = cluster.local or cluster.processes or 1
         check_shares(settings.batch, settings.eval_windows, count, "processes")
-        settings = cast(DistributedSettings, settings.resolved())
+        settings = settings.resolved()
         folder = RunFolder(settings.out, KIND)
         if settings.resume:
             folder.resume(settings.identity())

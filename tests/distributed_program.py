@@ -70,7 +70,7 @@ class Training:
             self.done += 1
             yield float(value)
 
-    def params(self) -> dict[str, np.ndarray]:
+    def params(self) -> dict[str, Any]:
         """They are the same everywhere."""
         return jax.tree.map(np.asarray, self.state[0])
 
