@@ -1,5 +1,6 @@
 """From one mesh to another: the same state with its blocks on other devices."""
 
+import contextlib
 from typing import Any
 
 import jax
@@ -79,22 +80,32 @@ def _put(name: str, old: Any, new: Any) -> Any:
 
 def _moved(name: str, old: Any, new: Any) -> Any:
     """The blocks of one stack at their new places."""
-    sharding = jax.tree.leaves(new)[0].sharding
-    old = jax.tree.map(lambda x: jax.device_put(x, _on_the_way(x, sharding)), old)
-    if _described(old) != _described(new):
-        raise ValueError(
-            f"opt_state has blocks of {_described(old)} at {name}, like has {_described(new)}; "
-            "pass as like what `init` gives for the same parameters and options"
-        )
     to = jax.tree.map(lambda x: x.sharding, new)
     unnamed = jax.tree.map(_unnamed, to)
-    found = jax.jit(_taken, out_shardings=unnamed)(old, jax.device_put(new, unnamed))
+    sharding = jax.tree.leaves(unnamed)[0]
+    source, numbers = _numbers(old, sharding), _numbers(new, sharding)
+    if (was := _described(old, source)) != (wanted := _described(new, numbers)):
+        raise ValueError(
+            f"opt_state has blocks of {was} at {name}, like has {wanted}; pass as like what "
+            "`init` gives for the same parameters and options"
+        )
+    old = jax.tree.map(lambda x: jax.device_put(x, _on_the_way(x, sharding)), old)
+    with _context(sharding):
+        taken = jax.jit(_taken, out_shardings=unnamed)
+        found = taken(old, jax.device_put(new, unnamed), source, numbers)
     return jax.device_put(found, to)
+
+
+def _context(sharding: Any) -> Any:
+    """Of a program that leaves shardings to XLA, whatever the caller's is."""
+    if isinstance(sharding, NamedSharding) and hasattr(jax, "set_mesh"):
+        assert isinstance(sharding.mesh, jax.sharding.Mesh)
+        return jax.set_mesh(sharding.mesh)
+    return contextlib.nullcontext()
 
 
 def _on_the_way(x: Any, sharding: Any) -> Any:
     """Where an array waits among the new devices: divided along any axis but the blocks'."""
-    sharding = _unnamed(sharding)
     if not isinstance(sharding, NamedSharding):
         return sharding
     mesh = sharding.mesh
@@ -116,9 +127,8 @@ def _unnamed(sharding: Any) -> Any:
     )
 
 
-def _described(state: Any) -> Any:
+def _described(state: Any, numbers: np.ndarray) -> Any:
     """What two states have in common: number of blocks, shapes but for them, dtypes."""
-    numbers = _numbers(state)
     shapes = {
         field: (x.shape[1:], str(x.dtype))
         for field, x in state._asdict().items()
@@ -127,16 +137,16 @@ def _described(state: Any) -> Any:
     return int((numbers >= 0).sum()), shapes
 
 
-def _numbers(state: Any) -> jax.Array:
+def _numbers(state: Any, sharding: Any) -> np.ndarray:
     """Which block is at each place, one device's after the other's; −1: none."""
-    if state.blocks is not None:
-        return state.blocks.reshape(-1)
-    length = len(state.nu) if isinstance(state, Moments) else len(state.weight)
-    return jnp.arange(length, dtype=jnp.int32)
+    if state.blocks is None:
+        return np.arange(len(state.nu if isinstance(state, Moments) else state.weight))
+    if isinstance(sharding, NamedSharding):  # everywhere, or a process might not have all
+        sharding = NamedSharding(sharding.mesh, PartitionSpec())
+    return np.asarray(jax.device_put(state.blocks, sharding)).reshape(-1)
 
 
-def _taken(old: Any, new: Any) -> Any:
-    source, numbers = _numbers(old), _numbers(new)
+def _taken(old: Any, new: Any, source: jax.Array, numbers: jax.Array) -> Any:
     places = jnp.arange(len(source), dtype=jnp.int32)
     nowhere = len(source)  # past the end, so dropped
     place = jnp.zeros(len(source), jnp.int32).at[jnp.where(source < 0, nowhere, source)].set(places)
