@@ -18,7 +18,8 @@ messages come from process 0; every process writes its part of the checkpoints.
 
 After Ctrl-C, or a SIGTERM to any of them, all processes end at the same step with a checkpoint.
 When one dies, the others end with exit code 1: at once where the connection breaks under them,
-after --heartbeat seconds where a host falls silent. Either way, start all again with --resume.
+after --heartbeat seconds where a host falls silent. Either way, start all again with --resume, with
+as many processes as before or with others.
 """
 
 import dataclasses
@@ -40,6 +41,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
+import optax_zoo as zoo
 from lm import UsageError
 from lm.cluster import Cluster
 from lm.data import Corpus, check_length, even_windows, load_corpus, random_windows
@@ -114,8 +116,7 @@ def work(settings: DistributedSettings, process: Cluster) -> int:
     check_length(corpus, settings.context)
     process.connect()
     mesh = jax.make_mesh((jax.device_count(),), ("data",), (jax.sharding.AxisType.Auto,))
-    with jax.set_mesh(mesh):
-        finished = run(settings, corpus, mesh)
+    finished = run(settings, corpus, mesh)
     jax.distributed.shutdown()
     return 0 if finished else STOPPED
 
@@ -134,7 +135,7 @@ def run(settings: DistributedSettings, corpus: Corpus, mesh: Mesh) -> bool:
         soft_wrap=True,
         markup=False,
     )
-    return train(settings, training, corpus.train, held_out, folder, console)
+    return train(settings, training, corpus.train, held_out, folder, mesh, console)
 
 
 def check_shares(batch: int, eval_windows: int, count: int, what: str) -> None:
@@ -163,11 +164,10 @@ def open_folder(settings: DistributedSettings, corpus: Corpus) -> RunFolder:
     return folder
 
 
-def prepare(settings: Settings, mesh: Mesh) -> Training:
-    """Builds model, optimizer and step, divided over the mesh's devices."""
+def optimizer_on(settings: Settings, mesh: Any) -> tuple[optax.GradientTransformation, Any]:
+    """The optimizer of a mesh's devices, and its schedule."""
     assert settings.learning_rate is not None
     assert settings.warmup is not None
-    devices = mesh.size
     schedule = warmup_cosine(settings.learning_rate, settings.warmup, settings.steps)
     optimizer = make_optimizer(
         settings.optimizer,
@@ -177,6 +177,20 @@ def prepare(settings: Settings, mesh: Mesh) -> Training:
         clip_norm=settings.clip_norm,
         mesh=mesh,
     )
+    return optimizer, schedule
+
+
+def fully_sharded(x: Any, mesh: Mesh) -> NamedSharding:
+    """Divides a matrix along the first axis that has a multiple of the devices, if there is one."""
+    axes = (i for i, n in enumerate(x.shape) if x.ndim > 1 and n % mesh.size == 0)
+    axis = next(axes, None)
+    spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, "data")
+    return NamedSharding(mesh, spec)
+
+
+def prepare(settings: Settings, mesh: Mesh) -> Training:
+    """Builds model, optimizer and step, divided over the mesh's devices."""
+    optimizer, schedule = optimizer_on(settings, mesh)
 
     def model() -> ByteTransformer:
         rngs = nnx.Rngs(settings.seed)
@@ -186,11 +200,7 @@ def prepare(settings: Settings, mesh: Mesh) -> Training:
     check_update(settings.optimizer, optimizer, shapes)
 
     def divided(x: jax.Array) -> jax.Array:
-        """Fully sharded: divided along the first axis that has a multiple of the devices."""
-        axes = (i for i, n in enumerate(x.shape) if x.ndim > 1 and n % devices == 0)
-        axis = next(axes, None)
-        spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, "data")
-        return jax.lax.with_sharding_constraint(x, spec)
+        return jax.lax.with_sharding_constraint(x, fully_sharded(x, mesh))
 
     @jax.jit
     def first_state() -> TrainState:
@@ -199,8 +209,8 @@ def prepare(settings: Settings, mesh: Mesh) -> Training:
         return TrainState(params, opt_state)
 
     def loss(params: nnx.State, windows: jax.Array) -> jax.Array:
-        whole = jax.lax.with_sharding_constraint(params, PartitionSpec())  # gathered to be used
-        return next_byte_loss(nnx.merge(graph, whole), windows)
+        gathered = jax.lax.with_sharding_constraint(params, NamedSharding(mesh, PartitionSpec()))
+        return next_byte_loss(nnx.merge(graph, gathered), windows)
 
     state = first_state()
     shardings = jax.tree.map(lambda x: x.sharding, state)
@@ -216,18 +226,36 @@ def prepare(settings: Settings, mesh: Mesh) -> Training:
     return Training(state, step, jax.jit(loss), learning_rates)
 
 
+def restored(
+    checkpoints: ocp.CheckpointManager, step: int, settings: Settings, state: TrainState, mesh: Mesh
+) -> TrainState:
+    """A checkpoint on this mesh's devices, whatever number of them has written it."""
+    then = checkpoints.metadata(step).custom_metadata["devices"]
+    saved = state
+    if then != mesh.size:  # Shampoo's blocks lie otherwise in its state
+        was, _ = optimizer_on(settings, jax.sharding.AbstractMesh((then,), ("data",)))
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=fully_sharded(x, mesh)),
+            jax.eval_shape(was.init, state.params),
+        )
+        saved = TrainState(state.params, shapes)
+    saved = TrainState(*checkpoints.restore(step, args=ocp.args.StandardRestore(saved)))
+    return saved._replace(opt_state=zoo.reshard(saved.opt_state, state.opt_state))
+
+
 def train(
     settings: Settings,
     training: Training,
     text: np.ndarray,
     held_out: np.ndarray,
     folder: RunFolder,
+    mesh: Mesh,
     console: Console,
 ) -> bool:
     """Goes on from the last checkpoint; tells whether it came to the last step."""
     assert settings.eval_every is not None
     first = jax.process_index() == 0
-    data = NamedSharding(jax.sharding.get_mesh(), PartitionSpec("data"))
+    data = NamedSharding(mesh, PartitionSpec("data"))
     width = settings.context + 1
 
     def spread(count: int, read: Callable[[slice], np.ndarray]) -> jax.Array:
@@ -243,7 +271,7 @@ def train(
         done = checkpoints.latest_step() or 0
         state = training.state
         if done:
-            state = TrainState(*checkpoints.restore(done, args=ocp.args.StandardRestore(state)))
+            state = restored(checkpoints, done, settings, state, mesh)
         rows = folder.keep_rows(done) if first else []
         begun = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
         with Reporter(console, settings.optimizer, settings.steps, done) as reporter:
@@ -268,7 +296,10 @@ def train(
                     reporter.show(row, root_status(state.opt_state))
                 stopping = multihost_utils.reached_preemption_sync_point(step)
                 if evaluating or stopping:
-                    checkpoints.save(step, args=ocp.args.StandardSave(state))
+                    devices = {"devices": mesh.size}
+                    checkpoints.save(
+                        step, args=ocp.args.StandardSave(state), custom_metadata=devices
+                    )
                 if stopping:
                     return step == settings.steps
     return True

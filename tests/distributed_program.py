@@ -95,9 +95,9 @@ def count_roots() -> Callable[[], int]:
     """From now on counts the roots that this process computes."""
     numbers, run = [], HostRoots.run
 
-    def counted(task, item):
+    def counted(self, item):
         numbers.append(len(item[1]))
-        return run(task, item)
+        return run(self, item)
 
     HostRoots.run = counted
     return lambda: sum(numbers)

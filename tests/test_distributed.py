@@ -175,7 +175,7 @@ def test_a_run_is_stopped_resumed_and_killed(start, arguments, tmp_path, monkeyp
     monkeypatch.setattr(distributed_lm, "random_windows", enough)
     whole = tmp_path / "whole"
     settings, mesh = settings_of(*arguments, "--out", str(whole)), data_mesh(jax.devices()[:2])
-    with jax.set_mesh(mesh), pytest.raises(EnoughError):
+    with pytest.raises(EnoughError):
         distributed_lm.run(settings, load_corpus(settings.text), mesh)
     wanted = losses(RunFolder(whole, distributed_lm.KIND))
     np.testing.assert_allclose(losses(folder), wanted, rtol=1e-5)
@@ -183,10 +183,9 @@ def test_a_run_is_stopped_resumed_and_killed(start, arguments, tmp_path, monkeyp
 
 def test_parameters_and_the_state_of_shampoo_are_divided_and_stay_so(arguments):
     mesh = data_mesh(jax.devices()[:2])
-    with jax.set_mesh(mesh):
-        training = distributed_lm.prepare(settings_of(*arguments), mesh)
-        before = jax.tree.map(lambda x: (x.shape, x.sharding), training.state)
-        state, loss = training.step(training.state, np.zeros((4, 17), np.uint8))
+    training = distributed_lm.prepare(settings_of(*arguments), mesh)
+    before = jax.tree.map(lambda x: (x.shape, x.sharding), training.state)
+    state, loss = training.step(training.state, np.zeros((4, 17), np.uint8))
     assert np.isfinite(loss)
     assert jax.tree.map(lambda x: (x.shape, x.sharding), state) == before
     for leaf in jax.tree.leaves(state):

@@ -83,7 +83,8 @@ class RunFolder:
     def checkpoints(self) -> ocp.CheckpointManager:
         """Opens the checkpoints; saving blocks, so that a saved step is on disk."""
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-        return ocp.CheckpointManager(self._checkpoints, options=options)
+        handler = ocp.StandardCheckpointHandler()  # else `metadata` warns
+        return ocp.CheckpointManager(self._checkpoints, item_handlers=handler, options=options)
 
     def rows(self) -> list[Row]:
         """The metrics so far, less a last line that a crash left unfinished."""
