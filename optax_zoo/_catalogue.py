@@ -121,6 +121,7 @@ _KRONECKER_DEFAULTS = _values(
     blocks=Blocks(),
     refresh=Refresh(),
     mesh=None,
+    mesh_axes=None,
 )
 
 TABLE: Mapping[str, OptimizerInfo] = _values(

@@ -258,7 +258,7 @@ def factors_with(statistic: np.ndarray, snapshot: np.ndarray, age: int = 3) -> A
     n = len(statistic)
     stack = _statistics.Stack(0, n, (0,), 1, 2)
     half = reference.symmetric_power(snapshot, -1 / 4)
-    factors = _statistics.init(stack, 0.0, jnp.float32, None, drifts=True)
+    factors = _statistics.init(stack, 0.0, jnp.float32, None, None, drifts=True)
     return stack, factors._replace(
         statistics=jnp.asarray(_triangles.pack(statistic, snapshot), jnp.float32)[None, None],
         weight=jnp.ones(1),

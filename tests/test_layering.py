@@ -17,6 +17,7 @@ NUMERICS = {
     "_blas",
     "_blocks",
     "_checks",
+    "_exchange",
     "_host",
     "_host_roots",
     "_large_batch",
@@ -26,6 +27,8 @@ NUMERICS = {
     "_minimax",
     "_model_scale",
     "_moments",
+    "_owners",
+    "_routes",
     "_sampling",
     "_triangles",
 }

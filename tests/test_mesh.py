@@ -110,7 +110,8 @@ def assert_placed_as(found: Any, wanted: Any) -> None:
         assert mine.is_equivalent_to(other, ndim), (name, mine, other)
 
 
-HOST, DEVICE = zoo.Roots(), zoo.Roots(on="device", tolerance=0.1)
+HOST, DEVICE = zoo.Roots(), zoo.Roots(on="device")
+QUICK = zoo.Roots(on="device", tolerance=0.1)  # to compile
 P = PartitionSpec
 BY_LAYERS_AND_ROWS = {"w": P("data"), "layers": P("data")}
 MESHES = {
@@ -228,7 +229,7 @@ def test_a_program_exchanges_what_a_reader_expects(axis_type, specs, wanted, sma
     if jax.__version_info__ < (0, 8) and axis_type == "Explicit":
         pytest.skip("JAX 0.7 has no context of explicit axes")
     of = placed((8,), axis_type, **specs)
-    arguments = {"blocks": BLOCKS, "refresh": zoo.Refresh(4), "roots": DEVICE}
+    arguments = {"blocks": BLOCKS, "refresh": zoo.Refresh(4), "roots": QUICK}
     tx = zoo.scale_by_shampoo(mesh=of.mesh, graft_to=None, layer_axes=layer_axes, **arguments)
     with of.context():
         params = {k: x for k, x in random_params(0, of).items() if k in ("w", "layers")}
@@ -247,7 +248,7 @@ def test_a_program_exchanges_what_a_reader_expects(axis_type, specs, wanted, sma
 def test_the_state_is_divided_evenly():
     of = placed((8,), "Auto", w=P("data"), layers=P("data"))
     params = {k: x for k, x in random_params(0, of).items() if k in ("w", "layers")}
-    tx = optimizer(mesh=of.mesh, roots=DEVICE)
+    tx = optimizer(mesh=of.mesh, roots=QUICK)
     state = tx.init(params)
     leaves = jax.tree.leaves(state)
     total = sum(x.nbytes for x in leaves)
@@ -329,7 +330,7 @@ def assert_blocks_equal(found, wanted):
 
 def test_mesh_axes_choose_along_which_the_state_is_divided():
     of = placed((4, 2), "Auto")
-    tx = optimizer(mesh=of.mesh, mesh_axes="data", roots=DEVICE)
+    tx = optimizer(mesh=of.mesh, mesh_axes="data", roots=QUICK)
     factors = tx.init(random_params(0, of))[0].factors
     for x in jax.tree.leaves(factors):
         assert x.sharding.spec[0] in ("data", ("data",))
@@ -349,7 +350,7 @@ def test_reshard_of_another_optimizers_state_says_so():
 
 def test_parameters_on_another_mesh_raise_at_init():
     here, there = placed((4,), "Auto"), placed((8,), "Auto")
-    tx = optimizer(mesh=there.mesh, roots=DEVICE)
+    tx = optimizer(mesh=there.mesh, roots=QUICK)
     with pytest.raises(ValueError, match=r"mesh is .* parameter bias lies on 4 other devices"):
         tx.init(random_params(0, here))
 
@@ -359,7 +360,7 @@ def test_a_mesh_from_which_the_host_cannot_be_called_is_refused(monkeypatch):
     monkeypatch.setattr("optax_zoo._shampoo._options._WITH_CALLBACKS", {"tpu"})
     with pytest.raises(ValueError, match=r"JAX (0.8|cannot call the host)[^;]*; .*on=\"device\""):
         optimizer(mesh=of.mesh)
-    optimizer(mesh=of.mesh, roots=DEVICE)
+    optimizer(mesh=of.mesh, roots=QUICK)
 
 
 @pytest.mark.parametrize("axes", ["rows", ("data", "rows"), ("data", "data"), ()])
@@ -374,7 +375,7 @@ def test_mesh_axes_that_the_mesh_does_not_have_are_refused(axes):
 def test_shapes_of_many_devices_need_none():
     mesh = jax.sharding.AbstractMesh((512,), ("data",))
     shapes = {"w": jax.ShapeDtypeStruct((8192, 8192), jnp.float32)}
-    tx = zoo.shampoo(1e-3, mesh=mesh, roots=DEVICE)
+    tx = zoo.shampoo(1e-3, mesh=mesh, roots=QUICK)
     (factors,) = jax.eval_shape(tx.init, shapes)[0].factors
     assert factors.statistics.shape == (512, 2, 512, 513)
     assert _owners.Owners(mesh, ("data",)).count == 512

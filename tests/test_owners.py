@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optax_zoo import _blocks, _owners
+from optax_zoo import _blocks, _owners, _routes
 
 # Sides that do and do not divide; stacked layers; axes that are merged; a vector.
 SHAPES = [(16, 8), (24, 16), (8, 5, 8), (7, 3), (4, 6, 10), (16, 3, 3, 8), (1, 12, 1, 8), (5,)]
@@ -58,7 +58,7 @@ def test_blocks_reach_their_owners_and_return_bit_for_bit(mesh, layout, size):
     owners, plan = owners_of(mesh), plan_of(size)
     rng = np.random.default_rng(0)
     leaves = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in SHAPES]
-    routes = _owners.Routes(plan, SHAPES, kept_by(layout, owners.axes), owners)
+    routes = _routes.Routes(plan, SHAPES, kept_by(layout, owners.axes), owners)
 
     def there_and_back(tiles):
         stacks = routes.to_owners(tiles)
@@ -108,7 +108,7 @@ def test_along_some_axes_of_a_mesh_blocks_are_divided_and_along_others_repeated(
     owners, plan = owners_of((4, 2), ("y",)), plan_of(4)
     assert owners.count == 2
     leaves = [jnp.arange(math.prod(shape), dtype=jnp.float32).reshape(shape) for shape in SHAPES]
-    routes = _owners.Routes(plan, SHAPES, kept_by("first", ("y",)), owners)
+    routes = _routes.Routes(plan, SHAPES, kept_by("first", ("y",)), owners)
     stacks = owners.over(routes.to_owners, (routes.specs,), owners.spec)(
         {i: leaves[i] for i in routes.specs}
     )

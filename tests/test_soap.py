@@ -234,7 +234,7 @@ def carried(left: np.ndarray, right: np.ndarray) -> _bases.Moments:
 def test_other_signs_and_another_order_change_signs_and_order_alone(x64):
     left = np.eye(4)[[2, 0, 3, 1]] * np.array([1, -1, -1, 1])
     right = np.diag([-1.0, 1.0, -1.0])
-    found, (mu, nu) = carried(left, right), moments()
+    found, (mu, nu, _) = carried(left, right), moments()
     np.testing.assert_array_equal(found.mu, left[None] @ np.asarray(mu) @ right.T[None])
     np.testing.assert_array_equal(found.nu, np.asarray(nu)[:, [2, 0, 3, 1]])
 
@@ -242,7 +242,7 @@ def test_other_signs_and_another_order_change_signs_and_order_alone(x64):
 def test_a_turn_keeps_the_norm_and_the_total_variance(x64):
     rng = np.random.default_rng(1)
     left, right = (np.linalg.qr(rng.normal(size=(n, n)))[0] for n in (4, 3))
-    found, (mu, nu) = carried(left, right), moments()
+    found, (mu, nu, _) = carried(left, right), moments()
     back = left.T[None] @ np.array(found.mu) @ right[None]
     np.testing.assert_allclose(back, np.asarray(mu), atol=1e-14)
     np.testing.assert_allclose(found.nu.sum((1, 2)), nu.sum((1, 2)), rtol=1e-13)

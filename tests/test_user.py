@@ -66,6 +66,7 @@ from optax_zoo import (
     model_scale_schedules,
     plan_refresh,
     policy_gradient,
+    reshard,
     scale_by_adax,
     scale_by_amos,
     scale_by_dynamic_bounds,
@@ -217,6 +218,8 @@ def test_roots_and_when_they_are_renewed():
     plan = assert_type(plan_refresh(PARAMS, step_seconds=0.1, blocks=BLOCKS), RefreshPlan)
     assert_type(shampoo(COSINE, refresh=plan.refresh, roots=plan.roots), Transformation)
     assert plan.explanation
+    divided = soap(COSINE, mesh=jax.make_mesh((1,), ("data",)), mesh_axes="data")
+    assert_type(reshard(divided.init(PARAMS), divided.init(PARAMS)), Any)
 
 
 def loss(params: Params, scale: float = 1.0) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_zoo import _blocks, _moments, _owners
+from optax_zoo import _blocks, _moments, _routes
 from optax_zoo._shampoo._statistics import Stack
 
 Arrays = Sequence[jax.Array]
@@ -50,7 +50,7 @@ def report(
     states: Sequence[Any],
     *,
     drifts: bool = False,
-    routes: _owners.Routes | None = None,
+    routes: _routes.Routes | None = None,
 ) -> LayerReport:
     """The worst of each leaf's factors, no gradients skipped; with routes, of a device's own."""
     found = first_report(len(plan.cores), drifts=drifts)
@@ -82,7 +82,7 @@ def finite_parts(
     plan: _blocks.Plan,
     layer_axes: Sequence[int],
     gradients: Arrays,
-    routes: _owners.Routes | None,
+    routes: _routes.Routes | None,
 ) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array], dict[int, jax.Array], jax.Array]:
     """Which blocks have finite squares: 1e30 squares to inf in float32.
 
@@ -117,7 +117,7 @@ def finite_blocks(
     plan: _blocks.Plan,
     layer_axes: Sequence[int],
     gradients: Arrays,
-    routes: _owners.Routes | None,
+    routes: _routes.Routes | None,
 ) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array], jax.Array]:
     """Replaces blocks by zeros that `finite_parts` finds not finite.
 

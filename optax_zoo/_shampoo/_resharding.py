@@ -49,6 +49,10 @@ def reshard(opt_state: Any, like: Any) -> Any:
       >>> state = zoo.reshard(state, after.init(params))
       >>> print(state[0].count, state[0].factors[0].blocks)
       1 [[0]]
+
+    References:
+      `Distributed arrays and automatic parallelization
+      <https://docs.jax.dev/en/latest/notebooks/Distributed_arrays_and_automatic_parallelization.html>`_.
     """
 
     def is_divided(x):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_zoo import _blocks, _checks, _layers, _links, _moments, _owners
+from optax_zoo import _blocks, _checks, _layers, _links, _moments, _owners, _routes
 from optax_zoo._shampoo import _bases, _direction, _options, _statistics
 from optax_zoo._shampoo._refresh import Refresher
 from optax_zoo._shampoo._roots import Roots
@@ -196,7 +196,7 @@ def scale_by_soap(
             return updates, state
         axes = _layers.leading_axes(layer_axes, updates)
         plan, stacks = cut(leaves, axes)
-        routes = _owners.routes(plan, leaves, owners)
+        routes = _routes.routes(plan, leaves, owners)
         step = schedule.next_count(state.count)
         wide = [_moments.widen(u) for u in leaves]
         raw, finite, _, masks, skipped = _direction.finite_parts(plan, axes, wide, routes)
@@ -237,7 +237,7 @@ def _advanced(
     stacks: tuple[_statistics.Stack, ...],
     refresh: Refresh,
     roots: Roots,
-    routes: _owners.Routes | None,
+    routes: _routes.Routes | None,
     step: jax.Array,
     states: _bases.States,
     gradients: Sequence[jax.Array],
@@ -289,7 +289,7 @@ def _advanced(
 def _turned_back(
     plan: _blocks.Plan,
     stacks: tuple[_statistics.Stack, ...],
-    routes: _owners.Routes | None,
+    routes: _routes.Routes | None,
     bases: tuple[_bases.Bases, ...],
     turned: Sequence[jax.Array],
 ) -> dict[int, jax.Array]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_zoo import _blocks, _checks, _grafting, _layers, _moments, _owners
+from optax_zoo import _blocks, _checks, _grafting, _layers, _moments, _owners, _routes
 from optax_zoo._shampoo import _direction, _drift, _options, _statistics
 from optax_zoo._shampoo._refresh import Refresher
 from optax_zoo._shampoo._roots import Roots, RootsRenewal
@@ -201,7 +201,7 @@ def scale_by_shampoo(
             return updates, state
         axes = _layers.leading_axes(layer_axes, updates)
         plan, stacks = cut(leaves, axes)
-        routes = _owners.routes(plan, leaves, owners)
+        routes = _routes.routes(plan, leaves, owners)
         step = schedule.next_count(state.count)
         wide = [_moments.widen(u) for u in leaves]
         gradients, raw, finite, skipped = _direction.finite_blocks(plan, axes, wide, routes)
@@ -261,7 +261,7 @@ def _advanced(
     stacks: tuple[_statistics.Stack, ...],
     refresh: Refresh,
     roots: Roots,
-    routes: _owners.Routes | None,
+    routes: _routes.Routes | None,
     step: jax.Array,
     factors: tuple[_statistics.Factors, ...],
     gradients: Sequence[jax.Array],
