@@ -226,12 +226,18 @@ def prepare(settings: Settings, mesh: Mesh) -> Training:
     return Training(state, step, jax.jit(loss), learning_rates)
 
 
+def save(checkpoints: ocp.CheckpointManager, step: int, state: TrainState, mesh: Mesh) -> None:
+    """Every process writes its part."""
+    devices = {"devices": mesh.size}
+    checkpoints.save(step, args=ocp.args.StandardSave(state), custom_metadata=devices)
+
+
 def restored(
     checkpoints: ocp.CheckpointManager, step: int, settings: Settings, state: TrainState, mesh: Mesh
 ) -> TrainState:
     """A checkpoint on this mesh's devices, whatever number of them has written it."""
-    then = checkpoints.metadata(step).custom_metadata["devices"]
-    saved = state
+    written_by: Any = checkpoints.metadata(step).custom_metadata
+    then, saved = written_by["devices"], state
     if then != mesh.size:  # Shampoo's blocks lie otherwise in its state
         was, _ = optimizer_on(settings, jax.sharding.AbstractMesh((then,), ("data",)))
         shapes = jax.tree.map(
@@ -239,8 +245,10 @@ def restored(
             jax.eval_shape(was.init, state.params),
         )
         saved = TrainState(state.params, shapes)
-    saved = TrainState(*checkpoints.restore(step, args=ocp.args.StandardRestore(saved)))
-    return saved._replace(opt_state=zoo.reshard(saved.opt_state, state.opt_state))
+    params, opt_state = cast(
+        TrainState, checkpoints.restore(step, args=ocp.args.StandardRestore(saved))
+    )
+    return TrainState(params, zoo.reshard(opt_state, state.opt_state))
 
 
 def train(
@@ -296,10 +304,7 @@ def train(
                     reporter.show(row, root_status(state.opt_state))
                 stopping = multihost_utils.reached_preemption_sync_point(step)
                 if evaluating or stopping:
-                    devices = {"devices": mesh.size}
-                    checkpoints.save(
-                        step, args=ocp.args.StandardSave(state), custom_metadata=devices
-                    )
+                    save(checkpoints, step, state, mesh)
                 if stopping:
                     return step == settings.steps
     return True

@@ -14,7 +14,9 @@ import pytest
 import tyro
 
 import distributed_lm
+import optax_zoo as zoo
 from distributed_program import ROOTS, SAVED, Training, data_mesh
+from helpers import assert_same
 from lm import UsageError
 from lm.cluster import Cluster
 from lm.data import load_corpus, random_windows
@@ -181,15 +183,23 @@ def test_a_run_is_stopped_resumed_and_killed(start, arguments, tmp_path, monkeyp
     np.testing.assert_allclose(losses(folder), wanted, rtol=1e-5)
 
 
-def test_parameters_and_the_state_of_shampoo_are_divided_and_stay_so(arguments):
-    mesh = data_mesh(jax.devices()[:2])
-    training = distributed_lm.prepare(settings_of(*arguments), mesh)
+def test_shampoo_is_divided_and_goes_on_with_fewer_devices(arguments, tmp_path):
+    settings, mesh = settings_of(*arguments), data_mesh(jax.devices()[:2])
+    training = distributed_lm.prepare(settings, mesh)
     before = jax.tree.map(lambda x: (x.shape, x.sharding), training.state)
     state, loss = training.step(training.state, np.zeros((4, 17), np.uint8))
     assert np.isfinite(loss)
     assert jax.tree.map(lambda x: (x.shape, x.sharding), state) == before
     for leaf in jax.tree.leaves(state):
         assert leaf.ndim < 2 or leaf.addressable_shards[0].data.size == leaf.size // 2
+
+    one = data_mesh(jax.devices()[:1])
+    fewer = distributed_lm.prepare(settings, one).state
+    with RunFolder(tmp_path).checkpoints() as checkpoints:
+        distributed_lm.save(checkpoints, 1, state, mesh)
+        found = distributed_lm.restored(checkpoints, 1, settings, fewer, one)
+    assert_same(found.params, state.params)
+    assert_same(zoo.reshard(found.opt_state, state.opt_state), state.opt_state)
 
 
 @pytest.mark.parametrize(
