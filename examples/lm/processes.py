@@ -30,7 +30,7 @@ def run_workers(
     Returns an exit code, and what happened if it is neither 0 nor STOPPED.
 
     When one has failed, the others have `patience` seconds left. Ctrl-C and SIGTERM reach them as
-    SIGTERM; a second Ctrl-C ends them.
+    SIGTERM; another Ctrl-C ends them.
     """
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe(duplex=False) for _ in arguments]
@@ -97,6 +97,7 @@ def _wait(workers: Sequence[Any], patience: float) -> None:
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
     def interrupt(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers send several
         raise KeyboardInterrupt
 
     previous = signal.signal(signal.SIGTERM, interrupt)
