@@ -102,6 +102,12 @@ class Group(NamedTuple):
         return sum(region.length for region in self.regions)
 
     @property
+    def starts(self) -> list[int]:
+        """For each region, the number of its first block."""
+        ends = itertools.accumulate(region.length for region in self.regions)
+        return [end - region.length for end, region in zip(ends, self.regions, strict=True)]
+
+    @property
     def leaf_of_block(self) -> list[int]:
         """For each block, its parameter's place in tree order."""
         return [region.leaf for region in self.regions for _ in range(region.length)]
@@ -179,6 +185,21 @@ def _core(shape: tuple[int, ...], blocks: Blocks) -> tuple[list[int], list[bool]
             merged.append(length)
             has_factor.append(factor)
     return merged, has_factor
+
+
+def first_axes(shape: Sequence[int], core: Sequence[int]) -> list[int | None]:
+    """For each of (layers, *axes as merged), the first of the leaf's axes that is in it."""
+    found: list[int | None] = []
+    axis = 0
+    for length in core:
+        while axis < len(shape) and shape[axis] == 1:
+            axis += 1
+        found.append(axis if length > 1 else None)
+        product = 1
+        while product < length:
+            product *= shape[axis]
+            axis += 1
+    return found
 
 
 def _runs(length: int, size: int) -> list[tuple[int, int, int]]:
@@ -281,13 +302,11 @@ def scatter(plan: Plan, stacks: Sequence[jax.Array]) -> dict[int, jax.Array]:
     """The inverse of `gather`: leaf index -> its array, (layers, *axes as merged)."""
     found: dict[int, dict[tuple[int, ...], jax.Array]] = {}
     for group, stack in zip(plan.groups, stacks, strict=True):
-        start = 0
-        for region in group.regions:
+        for start, region in zip(group.starts, group.regions, strict=True):
             core = plan.cores[region.leaf]
             assert core is not None
             x = uncut(stack[start : start + region.length], core[0], region.counts)
             found.setdefault(region.leaf, {})[region.starts] = x
-            start += region.length
     return {leaf: assemble(regions) for leaf, regions in found.items()}
 
 

@@ -35,11 +35,11 @@ def of_tiles(owner: np.ndarray, goal: np.ndarray, slots: int) -> Tables:
     owner, goal = owner.reshape(-1), goal.reshape(-1)
     rank = _rank(source * count + owner)
     most = int(rank.max()) + 1
-    sent = np.full((count, count, most), pieces)
+    sent = np.full((count, count, most), pieces, np.int32)
     sent[source, owner, rank] = np.tile(np.arange(pieces), count)
-    kept = np.full((count, slots), count * most)
+    kept = np.full((count, slots), count * most, np.int32)
     kept[owner, goal] = source * most + rank
-    returned = np.full((count, count, most), slots)
+    returned = np.full((count, count, most), slots, np.int32)
     returned[owner, source, rank] = goal
     back = (owner * most + rank).reshape(count, pieces)
     return Tables(sent.reshape(count, -1), kept, returned.reshape(count, -1), back)
@@ -49,11 +49,11 @@ def of_whole(owner: np.ndarray, goal: np.ndarray, slots: int) -> Tables:
     """Every device has all pieces: it keeps its own, and all get all of them back."""
     count, pieces = owner.shape
     owner, goal = owner[0], goal[0]
-    kept = np.full((count, slots), pieces)
+    kept = np.full((count, slots), pieces, np.int32)
     kept[owner, goal] = np.arange(pieces)
     rank = _rank(owner)
     most = int(rank.max()) + 1
-    returned = np.full((count, most), slots)
+    returned = np.full((count, most), slots, np.int32)
     returned[owner, rank] = goal
     return Tables(kept, kept, returned, np.tile(owner * most + rank, (count, 1)))
 

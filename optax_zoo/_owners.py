@@ -82,10 +82,32 @@ def places(plan: _blocks.Plan, count: int) -> tuple[np.ndarray, ...]:
         numbers = np.full(count, fewest)
         numbers[np.argsort(load, kind="stable")[:more]] += 1
         load += work[index] * numbers
-        place = np.arange(fewest + (more > 0))
-        block = (numbers.cumsum() - numbers)[:, None] + place
-        found[index] = np.where(place < numbers[:, None], block, -1)
+        taken = np.arange(fewest + (more > 0)) < numbers[:, None]
+        table = np.full(taken.shape, -1)
+        table.T[taken.T] = _order(plan, plan.groups[index])  # one to each device, then the next
+        found[index] = table
     return tuple(found[index] for index in range(len(work)))
+
+
+def _order(plan: _blocks.Plan, group: _blocks.Group) -> np.ndarray:
+    """The blocks of a group as they are dealt out to the devices.
+
+    Equal places of all layers are neighbours, so that the pieces of a tile, which are a row or a
+    column of blocks in every layer, go to all devices alike; a row starts one block after the one
+    above, or the blocks of a column would meet the same devices again and again.
+    """
+    alike: dict[Any, list[np.ndarray]] = {}
+    for start, region in zip(group.starts, group.regions, strict=True):
+        core = plan.cores[region.leaf]
+        assert core is not None
+        numbers = start + np.arange(region.length).reshape(core[0], *region.counts)
+        alike.setdefault((region.starts, region.counts), []).append(numbers)
+    found = []
+    for layers in alike.values():
+        rows = np.moveaxis(np.concatenate(layers), 0, -1)
+        turned = [np.roll(row, i, 0) if row.ndim > 1 else row for i, row in enumerate(rows)]
+        found.append(np.stack(turned).reshape(-1))
+    return np.concatenate(found)
 
 
 def positions(table: np.ndarray) -> np.ndarray:

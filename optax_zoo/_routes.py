@@ -77,7 +77,7 @@ class _Tile(NamedTuple):
     @property
     def spec(self) -> PartitionSpec:
         """What `over` takes."""
-        return PartitionSpec() if self.axis is None else self._along(self.order)
+        return PartitionSpec(*[None] * self.own, self.order) if self.order else PartitionSpec()
 
     @property
     def between(self) -> PartitionSpec:
@@ -87,9 +87,6 @@ class _Tile(NamedTuple):
         return PartitionSpec(
             *(here if i == self.own else names for i, names in enumerate(self.kept))
         )
-
-    def _along(self, names: tuple[str, ...]) -> PartitionSpec:
-        return PartitionSpec(*[None] * self.own, names)
 
 
 class Routes:
@@ -130,7 +127,7 @@ class Routes:
         used = [name for names in kept for name in names]
         if not used:
             return _Tile()
-        firsts = list(enumerate(_first_axes(shape, core)))
+        firsts = list(enumerate(_blocks.first_axes(shape, core)))
         # Along an axis that is divided already, if there is one.
         for axis, own in sorted(firsts, key=lambda pair: pair[1] is None or not kept[pair[1]]):
             if own is None or shape[own] % self.owners.count:
@@ -166,8 +163,8 @@ class Routes:
     def back(self, tiles: Mapping[int, jax.Array]) -> dict[int, jax.Array]:
         """What `over` gives by `specs` as close to the program's leaves as `spread` went."""
         return {
-            i: x if tile.axis is None else self.owners.spread(x, tile.between)
-            for (i, tile), x in zip(self._tiles.items(), tiles.values(), strict=True)
+            i: tiles[i] if tile.axis is None else self.owners.spread(tiles[i], tile.between)
+            for i, tile in self._tiles.items()
         }
 
     def in_order(self, stacks: Sequence[jax.Array]) -> list[jax.Array]:
@@ -264,7 +261,7 @@ class Routes:
     def _found(self, kind: _Kind) -> Tables:
         table, group = self.tables[kind.group], self._plan.groups[kind.group]
         parts, places = kind.parts(group.sizes), table.shape[1]
-        starts = dict(zip(group.regions, _starts(group.regions), strict=True))
+        starts = dict(zip(group.regions, group.starts, strict=True))
         ids = [self._ids(kind, region, starts[region]) for region in self._regions[kind]]
         block, part = np.concatenate(ids, -1)  # (devices, pieces) each
         owner, place = np.divmod(_owners.positions(table)[block], places)
@@ -297,26 +294,6 @@ class Routes:
         return device.transpose([order.index(axis) for axis in axes]).reshape(-1)
 
 
-def _first_axes(shape: Sequence[int], core: Sequence[int]) -> list[int | None]:
-    """For each of (layers, *axes as merged), the first of the leaf's axes that is in it."""
-    found: list[int | None] = []
-    axis = 0
-    for length in core:
-        while axis < len(shape) and shape[axis] == 1:
-            axis += 1
-        found.append(axis if length > 1 else None)
-        product = 1
-        while product < length:
-            product *= shape[axis]
-            axis += 1
-    return found
-
-
-def _starts(regions: Sequence[_blocks.Region]) -> list[int]:
-    ends = np.cumsum([region.length for region in regions])
-    return [int(end) - region.length for end, region in zip(ends, regions, strict=True)]
-
-
 def _taken(x: jax.Array, index: jax.Array) -> jax.Array:
     """Rows of `x`, zeros where the index is past the end."""
     return jnp.take(x, index, 0, mode="fill", fill_value=0)
@@ -334,6 +311,14 @@ def _pieces(blocks: jax.Array, kind: _Kind, sizes: tuple[int, ...]) -> jax.Array
     split = (*sizes[: axis - 1], parts, sizes[axis - 1] // parts, *sizes[axis:])
     x = jnp.moveaxis(blocks.reshape(-1, *split), axis, 1)
     return x.reshape(-1, *kind.piece(sizes))
+
+
+# Compiled as one outside `jit` too.
+@functools.partial(jax.jit, static_argnums=0)
+def gather(routes: Routes, leaves: Sequence[jax.Array]) -> list[jax.Array]:
+    """The stacks of a tree's blocks, divided among their owners."""
+    to_owners = routes.owners.over(routes.to_owners, (routes.specs,), routes.owners.spec)
+    return to_owners(routes.spread(leaves))
 
 
 def routes(plan: _blocks.Plan, leaves: Sequence[jax.Array], owners: Owners | None) -> Routes | None:

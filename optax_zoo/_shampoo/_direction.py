@@ -95,8 +95,7 @@ def finite_parts(
     if routes is None or not plan.groups:
         stacks = [_blocks.gather(plan, group, gradients) for group in plan.groups]
     else:
-        to_owners = routes.owners.over(routes.to_owners, (routes.specs,), routes.owners.spec)
-        stacks = to_owners(routes.spread(gradients))
+        stacks = _routes.gather(routes, list(gradients))
     finite = [jnp.isfinite((x * x).sum(tuple(range(1, x.ndim)))) for x in stacks]
     in_order = list(finite) if routes is None else routes.in_order(finite)
     leaf_of_flag = [np.array(group.leaf_of_block) for group in plan.groups]

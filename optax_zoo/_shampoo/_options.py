@@ -34,8 +34,9 @@ def owners(mesh: Any, mesh_axes: Any, roots: Roots) -> _owners.Owners | None:
         return None
     if not isinstance(mesh, (jax.sharding.Mesh, jax.sharding.AbstractMesh)):
         raise TypeError(
-            f'mesh must be a jax.sharding.Mesh, got {mesh!r}; pass jax.make_mesh((8,), ("data",)) '
-            "or leave it out"
+            f'mesh must be a jax.sharding.Mesh, got {mesh!r}; pass jax.make_mesh((8,), ("data",)), '
+            "in static_args of optax.inject_hyperparams, which takes a mesh for a schedule; or "
+            "leave it out"
         )
     axes = mesh.axis_names if mesh_axes is None else mesh_axes
     axes = (axes,) if isinstance(axes, str) else tuple(axes)

@@ -105,7 +105,8 @@ def scale_by_soap(
       roots: Where bases are computed and what they are kept in, see :class:`Roots`. `method` must
         be "eigh"; `ridge` is not used.
       mesh: The `jax.sharding.Mesh` whose devices divide statistics, bases, moments and the bases'
-        computation. None: every device that a program runs on has all of them.
+        computation (in `static_args` of `optax.inject_hyperparams`). None: every device that a
+        program runs on has all of them.
       mesh_axes: The mesh axes along which they are divided, a name or several; None: all.
 
     Returns:

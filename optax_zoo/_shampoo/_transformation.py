@@ -101,8 +101,8 @@ def scale_by_shampoo(
         gradients (`optax.identity()`: their own norm), or None.
       layer_axes: How many leading axes of a leaf count independent layers, each with factors and
         a norm of its own: an int, a prefix pytree of ints or a callable `(path, leaf) -> int`.
-        With `optax.inject_hyperparams`, callables, transformations and `exponent` belong into
-        its `static_args`.
+        With `optax.inject_hyperparams`, callables, transformations, `exponent` and `mesh` belong
+        into its `static_args`.
       blocks: How parameters are cut, see :class:`Blocks`.
       refresh: When roots are renewed, see :class:`Refresh` and :func:`plan_refresh`.
       roots: How they are computed, see :class:`Roots`.
