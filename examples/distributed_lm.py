@@ -149,11 +149,10 @@ def open_folder(settings: DistributedSettings, corpus: Corpus) -> RunFolder:
     """Process 0 begins or continues the run; the others see that it is theirs."""
     folder = RunFolder(settings.out, KIND)
     config = {**settings.identity(), "text": corpus.fingerprint()}
-    if jax.process_index() == 0:
-        if settings.resume:
-            folder.resume(config)
-        else:
-            folder.begin(config, overwrite=settings.overwrite)
+    if settings.resume:
+        folder.resume(config)
+    elif jax.process_index() == 0:
+        folder.begin(config, overwrite=settings.overwrite)
     multihost_utils.sync_global_devices("the folder is there")
     if folder.config() is None:
         raise UsageError(
