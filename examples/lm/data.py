@@ -60,10 +60,20 @@ def split(documents: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
     return [d for i, d in enumerate(documents) if i % HELD_OUT_EVERY != chosen], held_out
 
 
-def random_windows(text: np.ndarray, seed: int, step: int, batch: int, context: int) -> np.ndarray:
-    """The batch of one step, a function of `seed` and `step` alone: (batch, context + 1)."""
+def random_windows(
+    text: np.ndarray,
+    seed: int,
+    step: int,
+    batch: int,
+    context: int,
+    rows: slice = slice(None),
+) -> np.ndarray:
+    """The batch of one step, a function of `seed` and `step` alone: (batch, context + 1).
+
+    Of the batch only `rows` are read.
+    """
     generator = np.random.default_rng([seed, step])
-    return _windows(text, context)[generator.integers(0, len(text) - context, batch)]
+    return _windows(text, context)[generator.integers(0, len(text) - context, batch)[rows]]
 
 
 def even_windows(text: np.ndarray, count: int, context: int) -> np.ndarray:

@@ -78,14 +78,20 @@ def make_optimizer(
     peak: float,
     weight_decay: float | None = None,
     clip_norm: float | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> optax.GradientTransformation:
-    """Builds `name` on a schedule; decay and trust ratios apply to matrices alone."""
+    """Builds `name` on a schedule; decay and trust ratios apply to matrices alone.
+
+    Optimizers that can divide their state over a mesh's devices do.
+    """
     factory, _ = find_optimizer(name)
     parameters = inspect.signature(factory).parameters
     arguments: dict[str, Any] = dict(tuning(name).arguments)
     arguments |= {key: matrices for key in MASKS if key in parameters}
     if "base_lr" in parameters:
         arguments["base_lr"] = peak
+    if "mesh" in parameters:
+        arguments["mesh"] = mesh
     if "eta_fn" in parameters:
         arguments |= {"eta_fn": zoo.flax_scales, "shape_fn": zoo.flax_slots}
     if weight_decay is not None:

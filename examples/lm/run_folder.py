@@ -12,14 +12,17 @@ import orbax.checkpoint as ocp
 from lm import UsageError
 
 Row = dict[str, Any]
-KIND = "train_lm"  # tells a run's config.json from any other
 
 
 class RunFolder:
-    """A folder with `config.json`, `metrics.jsonl`, `checkpoints/` and `curves.png`."""
+    """A folder with `config.json`, `metrics.jsonl`, `checkpoints/` and `curves.png`.
 
-    def __init__(self, path: Path):
+    Its config.json names the program whose run it is.
+    """
+
+    def __init__(self, path: Path, kind: str = "train_lm"):
         self.name = path
+        self.kind = kind
         self.path = path.resolve()
         self.metrics = self.path / "metrics.jsonl"
         self.picture = self.path / "curves.png"
@@ -32,27 +35,32 @@ class RunFolder:
             config = json.loads(self._config.read_text())
         except (OSError, ValueError):
             return None
-        return config if isinstance(config, dict) and config.get("kind") == KIND else None
+        return config if isinstance(config, dict) and config.get("kind") == self.kind else None
 
     def begin(self, config: Mapping[str, Any], *, overwrite: bool) -> None:
         """Starts a run, in an empty folder or over an earlier run, never over other files."""
+        self.check_free(overwrite=overwrite)
+        if self.config() is not None:
+            self._clear()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--out {self.name}: {error}; choose another folder") from error
+        begun = {"kind": self.kind, "begun": time.time(), **config}
+        _replace(self._config, json.dumps(begun, indent=2) + "\n")
+
+    def check_free(self, *, overwrite: bool) -> None:
+        """Raises a UsageError where no run may begin."""
         if self.config() is not None:
             if not overwrite:
                 raise UsageError(
                     f"--out {self.name}: holds a run already; continue it with --resume, "
                     "replace it with --overwrite, or choose another --out"
                 )
-            self._clear()
         elif self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
             raise UsageError(
                 f"--out {self.name}: holds something other than a run; choose a new folder"
             )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--out {self.name}: {error}; choose another folder") from error
-        begun = {"kind": KIND, "begun": time.time(), **config}
-        _replace(self._config, json.dumps(begun, indent=2) + "\n")
 
     def resume(self, config: Mapping[str, Any]) -> None:
         """Checks that the run here was started with the same configuration."""
@@ -75,7 +83,8 @@ class RunFolder:
     def checkpoints(self) -> ocp.CheckpointManager:
         """Opens the checkpoints; saving blocks, so that a saved step is on disk."""
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-        return ocp.CheckpointManager(self._checkpoints, options=options)
+        handler = ocp.StandardCheckpointHandler()  # else `metadata` warns
+        return ocp.CheckpointManager(self._checkpoints, item_handlers=handler, options=options)
 
     def rows(self) -> list[Row]:
         """The metrics so far, less a last line that a crash left unfinished."""
@@ -98,7 +107,7 @@ class RunFolder:
         """Removes what runs write, and nothing else."""
         members = str((self.config() or {}).get("compare", ""))
         for name in filter(None, members.split(",")):
-            member = RunFolder(self.path / name.strip())
+            member = RunFolder(self.path / name.strip(), self.kind)
             if member.config() is not None:
                 member._clear()
                 if not any(member.path.iterdir()):

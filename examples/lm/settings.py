@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from lm import UsageError
 from lm.optimizers import tuning
@@ -86,11 +86,11 @@ class Settings:
     def compared(self) -> tuple[str, ...]:
         return tuple(name.strip() for name in self.compare.split(",")) if self.compare else ()
 
-    def member(self, optimizer: str) -> "Settings":
+    def member(self, optimizer: str) -> Self:
         """The settings of one run of a comparison."""
         return dataclasses.replace(self, optimizer=optimizer, compare="", out=self.out / optimizer)
 
-    def resolved(self) -> "Settings":
+    def resolved(self) -> Self:
         """Fills in what was left open, with the tuned values and with shares of the steps."""
         tuned = tuning(self.optimizer)
         defaults = {

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.typing import ArrayLike
 from rich.console import Console
 
 from lm import DivergedError
@@ -36,8 +37,8 @@ class Training(NamedTuple):
     """A run's first state, its compiled functions and its learning rates."""
 
     state: TrainState
-    step: Callable[[TrainState, np.ndarray], tuple[TrainState, jax.Array]]
-    evaluate: Callable[[nnx.State, np.ndarray], jax.Array]
+    step: Callable[[TrainState, ArrayLike], tuple[TrainState, jax.Array]]
+    evaluate: Callable[[nnx.State, ArrayLike], jax.Array]
     learning_rates: np.ndarray  # (steps,)
 
     def parameters(self) -> int:
@@ -108,21 +109,15 @@ def train(
                 )
                 step_begun = time.perf_counter()
                 state, loss = training.step(state, windows)
-                train_loss = _finite(float(loss), settings, step)
+                train_loss = finite(float(loss), settings, step)
                 rate = settings.batch * settings.context / (time.perf_counter() - step_begun)
                 evaluating = step % settings.eval_every == 0 or step == settings.steps
                 held_out_loss = None
                 if evaluating:
                     loss = training.evaluate(state.params, held_out_windows)
-                    held_out_loss = _finite(float(loss), settings, step)
-                row: Row = {
-                    "step": step,
-                    **_losses("train", train_loss),
-                    **_losses("held_out", held_out_loss),
-                    "learning_rate": float(training.learning_rates[step - 1]),
-                    "tokens_per_second": round(rate, 1),
-                    "seconds": round(time.perf_counter() - begun, 3),
-                }
+                    held_out_loss = finite(float(loss), settings, step)
+                seconds = time.perf_counter() - begun
+                row = metrics(training, step, train_loss, held_out_loss, rate, seconds)
                 folder.append(row)
                 reporter.show(row, root_status(state.opt_state))
                 stopping = stop.is_set()
@@ -132,12 +127,32 @@ def train(
                     break
 
 
+def metrics(
+    training: Training,
+    step: int,
+    train_loss: float,
+    held_out_loss: float | None,
+    tokens_per_second: float,
+    seconds: float,
+) -> Row:
+    """The row of one step."""
+    return {
+        "step": step,
+        **_losses("train", train_loss),
+        **_losses("held_out", held_out_loss),
+        "learning_rate": float(training.learning_rates[step - 1]),
+        "tokens_per_second": round(tokens_per_second, 1),
+        "seconds": round(seconds, 3),
+    }
+
+
 def _losses(split: str, nats: float | None) -> Row:
     bits = None if nats is None else nats / math.log(2)
     return {f"{split}_loss": nats, f"{split}_bits_per_byte": bits}
 
 
-def _finite(loss: float, settings: Settings, step: int) -> float:
+def finite(loss: float, settings: Settings, step: int) -> float:
+    """The loss; raises a DivergedError where it is none."""
     if not math.isfinite(loss):
         raise DivergedError(
             f"--learning-rate {settings.learning_rate:g}: {settings.optimizer}'s loss is {loss} "
