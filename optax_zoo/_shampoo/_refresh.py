@@ -11,7 +11,6 @@ from jax.core import Tracer
 from optax_zoo import _host, _triangles
 from optax_zoo._shampoo._schedule import Schedule
 
-
 _COPIED_AT_ONCE = 64 * 1024  # bytes; up to nearly 100 KiB XLA copies on the thread that asks
 
 
