@@ -397,7 +397,7 @@ tx = zoo.shampoo(1e-2, refresh=refresh, blocks=zoo.Blocks(128), mesh=mesh)
 state, step = tx.init(params), jax.jit(tx.update)
 for _ in range(12):
     updates, state = step(params, state)
-assert zoo.inspect(state, params)["()"]["age"] == 2
+assert zoo.inspect(state, params)["()"]["age"] == 4
 """
 
 
