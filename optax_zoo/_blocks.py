@@ -248,6 +248,7 @@ def stacked(stacks: Sequence[jax.Array]) -> jax.Array:
     length = sum(len(part) for part in stacks)
     stack, start = jnp.zeros((length, *stacks[0].shape[1:]), jnp.result_type(*stacks)), 0
     for part in stacks:
+        part = part.astype(stack.dtype)
         stack = jax.lax.dynamic_update_slice_in_dim(stack, part, start, 0)
         start += len(part)
     return stack

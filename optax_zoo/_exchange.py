@@ -9,6 +9,7 @@ class Tables(NamedTuple):
     """Who sends what, for all pieces of one kind; an index past the end stands for none.
 
     Attributes:
+      block: (devices, pieces), the block to which each of a device's pieces belongs.
       sent: (devices, devices · most), which of its own pieces a device sends to each.
       kept: (devices, slots), where what it received goes.
       returned: (devices, devices · most), the way back: which of its slots it sends to each; of
@@ -16,17 +17,19 @@ class Tables(NamedTuple):
       back: (devices, pieces), where its own pieces are in what it received.
     """
 
+    block: np.ndarray
     sent: np.ndarray
     kept: np.ndarray
     returned: np.ndarray
     back: np.ndarray
 
 
-def of_tiles(owner: np.ndarray, goal: np.ndarray, slots: int) -> Tables:
+def of_tiles(block: np.ndarray, owner: np.ndarray, goal: np.ndarray, slots: int) -> Tables:
     """Every device has other pieces.
 
     Args:
-      owner: (devices, pieces), to which device each device's pieces go.
+      block: (devices, pieces), the block to which each device's pieces belong.
+      owner: The same, to which device they go.
       goal: The same, into which of its slots.
       slots: How many a device has.
     """
@@ -42,10 +45,10 @@ def of_tiles(owner: np.ndarray, goal: np.ndarray, slots: int) -> Tables:
     returned = np.full((count, count, most), slots, np.int32)
     returned[owner, source, rank] = goal
     back = (owner * most + rank).reshape(count, pieces)
-    return Tables(sent.reshape(count, -1), kept, returned.reshape(count, -1), back)
+    return Tables(block, sent.reshape(count, -1), kept, returned.reshape(count, -1), back)
 
 
-def of_whole(owner: np.ndarray, goal: np.ndarray, slots: int) -> Tables:
+def of_whole(block: np.ndarray, owner: np.ndarray, goal: np.ndarray, slots: int) -> Tables:
     """Every device has all pieces: it keeps its own, and all get all of them back."""
     count, pieces = owner.shape
     owner, goal = owner[0], goal[0]
@@ -55,7 +58,7 @@ def of_whole(owner: np.ndarray, goal: np.ndarray, slots: int) -> Tables:
     most = int(rank.max()) + 1
     returned = np.full((count, most), slots, np.int32)
     returned[owner, rank] = goal
-    return Tables(kept, kept, returned, np.tile(owner * most + rank, (count, 1)))
+    return Tables(block, kept, kept, returned, np.tile(owner * most + rank, (count, 1)))
 
 
 def _rank(way: np.ndarray) -> np.ndarray:

@@ -90,7 +90,7 @@ class _Tile(NamedTuple):
 
 
 class Routes:
-    """The ways of a tree's blocks to their owners and back; static.
+    """The ways of a tree's blocks to their owners and back; static, equal by what it is made from.
 
     Attributes:
       owners: The devices.
@@ -117,7 +117,17 @@ class Routes:
                 length = self._unit(region.leaf, axis, group.sizes) if axis else 0
                 kind = _Kind(number, axis, length)
                 self._regions.setdefault(kind, []).append(region)
-        self._tables = {kind: self._found(kind) for kind in self._regions}
+        self._key = plan, tuple(shapes), tuple(kept), owners
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Routes) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @functools.cached_property
+    def _tables(self) -> dict[_Kind, Tables]:
+        return {kind: self._found(kind) for kind in self._regions}
 
     def _found_tile(
         self, leaf: int, shape: tuple[int, ...], kept: tuple[tuple[str, ...], ...]
@@ -201,7 +211,7 @@ class Routes:
     def from_owners(self, stacks: Sequence[jax.Array]) -> dict[int, jax.Array]:
         """Within `over`, the inverse: each preconditioned leaf's tile."""
         found: dict[int, dict[tuple[int, ...], jax.Array]] = {}
-        for kind, regions in self._regions.items():
+        for kind in self._regions:
             tables, sizes = self._tables[kind], self._plan.groups[kind.group].sizes
             pieces = _pieces(stacks[kind.group], kind, sizes)
             if kind.axis is None:
@@ -209,13 +219,39 @@ class Routes:
                 pieces = jax.lax.all_gather(pieces, self.owners.axes, tiled=True)
             else:
                 pieces = self._exchanged(pieces, tables.returned)
-            pieces, start = _taken(pieces, self._own(tables.back)), 0
-            for region in regions:
-                layers, grid = self._tile(kind, region)
-                length = layers * math.prod(grid)
-                tile = _blocks.uncut(pieces[start : start + length], layers, grid)
-                found.setdefault(region.leaf, {})[region.starts] = tile
-                start += length
+            self._collect(kind, _taken(pieces, self._own(tables.back)), found)
+        return self._joined(found)
+
+    def masks(self, values: Sequence[jax.Array]) -> dict[int, jax.Array]:
+        """Each preconditioned leaf with its blocks' values, (blocks,) for each group, all over."""
+
+        def on_each(values):
+            found: dict[int, dict[tuple[int, ...], jax.Array]] = {}
+            for kind in self._regions:
+                sizes = self._plan.groups[kind.group].sizes
+                own = values[kind.group][self._own(self._tables[kind].block)]
+                pieces = own.reshape(-1, *[1] * len(sizes))
+                pieces = jnp.broadcast_to(pieces, (len(pieces), *kind.piece(sizes)))
+                self._collect(kind, pieces, found)
+            return self._joined(found)
+
+        return self.back(self.owners.over(on_each, PartitionSpec(), self.specs)(list(values)))
+
+    def _collect(
+        self, kind: _Kind, pieces: jax.Array, found: dict[int, dict[tuple[int, ...], jax.Array]]
+    ) -> None:
+        """Puts a device's pieces together to the regions of its tiles."""
+        start = 0
+        for region in self._regions[kind]:
+            layers, grid = self._tile(kind, region)
+            length = layers * math.prod(grid)
+            tile = _blocks.uncut(pieces[start : start + length], layers, grid)
+            found.setdefault(region.leaf, {})[region.starts] = tile
+            start += length
+
+    def _joined(
+        self, found: Mapping[int, dict[tuple[int, ...], jax.Array]]
+    ) -> dict[int, jax.Array]:
         return {
             i: _blocks.assemble(parts).reshape(self._tile_shape(i)) for i, parts in found.items()
         }
@@ -267,8 +303,8 @@ class Routes:
         owner, place = np.divmod(_owners.positions(table)[block], places)
         goal = place * parts + part  # at the owner
         if kind.axis is None:
-            return _exchange.of_whole(owner, goal, places)
-        return _exchange.of_tiles(owner, goal, places * parts)
+            return _exchange.of_whole(block, owner, goal, places)
+        return _exchange.of_tiles(block, owner, goal, places * parts)
 
     def _ids(self, kind: _Kind, region: _blocks.Region, start: int) -> np.ndarray:
         """(2, devices, pieces): which block each device's pieces belong to, and which part."""
@@ -322,14 +358,11 @@ def gather(routes: Routes, leaves: Sequence[jax.Array]) -> list[jax.Array]:
 
 
 def routes(plan: _blocks.Plan, leaves: Sequence[jax.Array], owners: Owners | None) -> Routes | None:
-    """The ways of a tree's blocks, the same object for the same tree; None: on one device."""
+    """The ways of a tree's blocks; None: on one device."""
     if owners is None:
         return None
     kept = tuple(_kept(leaf, owners) for leaf in leaves)
-    return _routes(plan, tuple(map(jnp.shape, leaves)), kept, owners)
-
-
-_routes = functools.lru_cache(maxsize=16)(Routes)
+    return Routes(plan, tuple(map(jnp.shape, leaves)), kept, owners)
 
 
 def _kept(leaf: jax.Array, owners: Owners) -> tuple[tuple[str, ...], ...]:

@@ -142,6 +142,7 @@ def losses(folder):
     return np.array([[row[name] for name in columns] for row in folder.rows()], float)
 
 
+@pytest.mark.slow
 def test_a_run_is_stopped_resumed_and_killed(start, arguments, tmp_path, monkeypatch):
     folder = RunFolder(tmp_path / "run", distributed_lm.KIND)
     arguments = [*arguments, "--optimizer", "adamw"]
@@ -183,6 +184,7 @@ def test_a_run_is_stopped_resumed_and_killed(start, arguments, tmp_path, monkeyp
     np.testing.assert_allclose(losses(folder), wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_shampoo_is_divided_and_goes_on_with_fewer_devices(arguments, tmp_path):
     settings, mesh = settings_of(*arguments), data_mesh(jax.devices()[:2])
     training = distributed_lm.prepare(settings, mesh)

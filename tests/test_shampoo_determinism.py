@@ -119,9 +119,7 @@ def slow_host(seconds: float, *, slow: Sequence[str] = ("begin", "redeem")) -> I
 
 
 def _slowed(function, seconds):
-    return lambda task, ticket, arrays: function(
-        AlteredTask(task, sleeping(seconds)), ticket, arrays
-    )
+    return lambda task, *others: function(AlteredTask(task, sleeping(seconds)), *others)
 
 
 @functools.cache
@@ -140,7 +138,7 @@ def forgetful_host() -> Iterator[list[Any]]:
     """Every ticket is lost: nothing is begun. Yields what was to be."""
     lost: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_host, "begin", lambda task, ticket, arrays: lost.append(ticket))
+        patch.setattr(_host, "begin", lambda task, ticket, *_: lost.append(ticket))
         with _host.inline():  # forgets what earlier runs have left in the cache
             pass
         yield lost

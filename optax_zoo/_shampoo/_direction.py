@@ -83,14 +83,21 @@ def finite_parts(
     layer_axes: Sequence[int],
     gradients: Arrays,
     routes: _routes.Routes | None,
-) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array], dict[int, jax.Array], jax.Array]:
+) -> tuple[
+    list[jax.Array],
+    list[jax.Array],
+    list[jax.Array],
+    dict[int, jax.Array],
+    jax.Array,
+    jax.Array,
+]:
     """Which blocks have finite squares: 1e30 squares to inf in float32.
 
     Returns:
       The stacks of blocks, as their owners have them; for each stack which of its blocks are
       finite, there and in the plan's order; for each leaf that is not preconditioned a mask that
-      broadcasts against it; and for each leaf how many blocks were not finite. A leaf that is not
-      preconditioned counts each layer slice as a block.
+      broadcasts against it; whether all is finite; and for each leaf how many blocks were not. A
+      leaf that is not preconditioned counts each layer slice as a block.
     """
     if routes is None or not plan.groups:
         stacks = [_blocks.gather(plan, group, gradients) for group in plan.groups]
@@ -109,7 +116,7 @@ def finite_parts(
     flags = jnp.concatenate(flags)
     skipped = jnp.zeros(len(gradients), jnp.int32)
     skipped = skipped.at[np.concatenate(leaf_of_flag)].add((~flags).astype(jnp.int32))
-    return stacks, finite, in_order, masks, skipped
+    return stacks, finite, in_order, masks, flags.all(), skipped
 
 
 def finite_blocks(
@@ -124,26 +131,27 @@ def finite_blocks(
       The gradients, the stacks of blocks as they came, for each stack which of its blocks are
       finite, and for each leaf how many were not.
     """
-    stacks, finite, in_order, masks, skipped = finite_parts(plan, layer_axes, gradients, routes)
-    whole = jnp.concatenate([x.reshape(-1) for x in (*in_order, *masks.values())]).all()
-
-    def placed(gradient, mask):
-        if routes is not None and not _blocks.names_shardings(gradient):
-            # Or what the blocks' owners are would show in the moments' shardings.
-            return routes.owners.spread(mask.reshape(gradient.shape), jax.sharding.PartitionSpec())
-        return _blocks.like(gradient, mask)
+    stacks, finite, in_order, masks, whole, skipped = finite_parts(
+        plan, layer_axes, gradients, routes
+    )
 
     def everything():
+        if routes is not None:
+            return {i: jnp.full_like(gradients[i], True, bool) for i in plan.layers}
         return {
-            i: placed(gradients[i], jnp.broadcast_to(whole, gradients[i].shape))
+            i: _blocks.like(gradients[i], jnp.broadcast_to(whole, gradients[i].shape))
             for i in plan.layers
         }
 
     def what_is_finite():
-        spread = _blocks.spread(plan, in_order)
-        return {
-            i: placed(gradients[i], _blocks.varying_like(mask, whole)) for i, mask in spread.items()
-        }
+        if routes is not None:
+            spread = routes.masks(in_order)
+        else:
+            spread = {
+                i: _blocks.varying_like(mask, whole)
+                for i, mask in _blocks.spread(plan, in_order).items()
+            }
+        return {i: _blocks.like(gradients[i], mask) for i, mask in spread.items()}
 
     if plan.groups:
         # Rare, so behind a branch: within the arithmetic of every leaf it doubled the time to

@@ -200,7 +200,7 @@ def scale_by_soap(
         routes = _routes.routes(plan, leaves, owners)
         step = schedule.next_count(state.count)
         wide = [_moments.widen(u) for u in leaves]
-        raw, finite, _, masks, skipped = _direction.finite_parts(plan, axes, wide, routes)
+        raw, finite, _, masks, _, skipped = _direction.finite_parts(plan, axes, wide, routes)
         states = _bases.States(state.bases, state.moments)
         states, rotated, report, nothing = _advanced(
             plan, stacks, refresh, roots, routes, step, states, raw, finite, b2

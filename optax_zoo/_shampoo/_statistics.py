@@ -93,12 +93,15 @@ def init(
     """Statistics start at ε·I."""
     n, shape = stack.order, (stack.length, len(stack.axes))
     start = _triangles.pack(epsilon * np.eye(n), np.zeros((n, n)))
+    start = jnp.tile(jnp.asarray(start, dtype), (*shape, 1, 1))
+    if blocks is not None:  # or there would be roots to compute where there is no block
+        start = jnp.where((blocks >= 0).reshape(-1, 1, 1, 1), start, 0)
 
     def no_roots():
         return jnp.zeros((-(-stack.factors // 2), n, n + 1), root_dtype or dtype)
 
     return Factors(
-        statistics=jnp.tile(jnp.asarray(start, dtype), (*shape, 1, 1)),
+        statistics=start,
         weight=jnp.zeros(stack.length, dtype),
         roots=no_roots(),
         age=jnp.full(shape, -1, jnp.int32),
