@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 from jax.core import Tracer
+from jax.sharding import AxisType
 
 from optax_zoo import _blocks, _checks, _layers, _owners
 from optax_zoo._shampoo._roots import Roots
@@ -39,11 +40,22 @@ def owners(mesh: Any, mesh_axes: Any, roots: Roots) -> _owners.Owners | None:
             "leave it out"
         )
     axes = mesh.axis_names if mesh_axes is None else mesh_axes
-    axes = (axes,) if isinstance(axes, str) else tuple(axes)
+    axes = (axes,) if isinstance(axes, str) else axes
+    if not isinstance(axes, (tuple, list)) or not all(isinstance(axis, str) for axis in axes):
+        raise TypeError(
+            f"mesh_axes must be a name or several, got {mesh_axes!r}; pass e.g. "
+            f"{mesh.axis_names[:1]!r}, or None for all"
+        )
+    axes = tuple(axes)
     if not axes or len(set(axes)) < len(axes) or not set(axes) <= set(mesh.axis_names):
         raise ValueError(
             f"mesh_axes must name axes of the mesh, each once, got {mesh_axes!r} for a mesh with "
             f"the axes {mesh.axis_names!r}; pass some of them, or None for all"
+        )
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if len({kinds[axis] for axis in axes}) > 1:
+        raise ValueError(
+            f"mesh has axes of several types, {kinds!r}; pass those of one type as mesh_axes"
         )
     if roots.on == "host":
         _check_host_of(mesh)
@@ -69,20 +81,33 @@ def _check_host_of(mesh: Any) -> None:
 
 
 def check_placement(params: Any, owners: _owners.Owners | None) -> None:
-    """Raises if parameters lie on other devices than the mesh."""
-    if owners is None or isinstance(owners.mesh, jax.sharding.AbstractMesh):
+    """Raises if parameters lie on other devices than the mesh, or in another order."""
+    if owners is None:
         return
-    devices = set(owners.mesh.devices.flat)
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        if isinstance(leaf, Tracer) or not getattr(leaf, "committed", False):
+        if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array):
             continue
-        if leaf.sharding.device_set != devices:
-            name = _layers.joined(_layers.path_names(path))
+        name = _layers.joined(_layers.path_names(path))
+        if isinstance(owners.mesh, jax.sharding.AbstractMesh):
             raise ValueError(
-                f"mesh is {owners.mesh!r}, and the parameter {name} lies on "
-                f"{len(leaf.sharding.device_set)} other devices: {leaf.sharding!r}; pass the mesh "
-                "of the parameters, or move them with jax.device_put"
+                f"mesh is {owners.mesh!r}, which has no devices, and the parameter {name} is an "
+                "array; pass the mesh itself, or call init within jax.eval_shape"
             )
+        if leaf.committed and not _is_on(owners.mesh, leaf.sharding):
+            raise ValueError(
+                f"mesh is {owners.mesh!r}, and the parameter {name} lies elsewhere, or on its "
+                f"devices in another order: {leaf.sharding!r}; pass the mesh of the parameters, or "
+                "move them with jax.device_put"
+            )
+
+
+def _is_on(mesh: jax.sharding.Mesh, sharding: Any) -> bool:
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return sharding.device_set == set(mesh.devices.flat)
+    other: Any = sharding.mesh
+    if AxisType.Explicit in (*mesh.axis_types, *other.axis_types):  # then they are one program's
+        return other == mesh
+    return [*other.devices.flat] == [*mesh.devices.flat]
 
 
 def check_callbacks(roots: Roots) -> None:

@@ -30,15 +30,17 @@ def reshard(opt_state: Any, like: Any) -> Any:
       state = zoo.reshard(saved, tx.init(params))
 
     Args:
-      opt_state: A state, also one inside those of `optax.chain`, `optax.masked` and others; arrays
-        may be NumPy's.
+      opt_state: A state, also one inside those of `optax.chain`, `optax.masked` and others, not
+        that of an `nnx.Optimizer`; arrays may be NumPy's.
       like: A state of the same optimizer for the same parameters, where it is to go: `tx.init`.
 
     Returns:
-      The values of `opt_state`, laid out as `like`.
+      The values of `opt_state`, laid out as `like`. Arrays that are in place already are shared
+      with it. On the way a stack may be whole on every device.
 
     Raises:
-      ValueError: If the two are states of different optimizers or of different parameters.
+      ValueError: If structures, or shapes and dtypes but for the number of places, differ.
+      TypeError: If `like` holds shapes in place of arrays.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax_zoo as zoo
@@ -74,18 +76,36 @@ def reshard(opt_state: Any, like: Any) -> Any:
 
 
 def _put(name: str, old: Any, new: Any) -> Any:
-    if np.shape(old) != np.shape(new):
-        raise ValueError(
-            f"opt_state has the shape {np.shape(old)} at {name}, like has {np.shape(new)}; pass as "
-            "like what `init` gives for the same parameters"
+    if not isinstance(new, jax.Array):
+        raise TypeError(
+            f"like must be a state of arrays, got {new!r} at {name}; pass what `init` gives, not "
+            "jax.eval_shape of it"
         )
+    if (was := _kind(old)) != (wanted := _kind(new)):
+        raise ValueError(
+            f"opt_state has {was} at {name}, like has {wanted}; pass as like what `init` gives for "
+            "the same parameters and options"
+        )
+    return _at(old, new)
+
+
+def _kind(x: Any) -> tuple[tuple[int, ...], str]:
+    return np.shape(x), str(jnp.result_type(x))
+
+
+def _at(old: Any, new: jax.Array) -> jax.Array:
+    """`old` where `new` is, and as free to go elsewhere, as counts of Optax's are."""
+    if not new.committed:
+        old = np.asarray(old) if not jnp.issubdtype(new.dtype, jax.dtypes.extended) else old
+        return jnp.array(old)
     return jax.device_put(old, new.sharding)
 
 
 def _moved(name: str, old: Any, new: Any) -> Any:
     """The blocks of one stack at their new places."""
-    to = jax.tree.map(lambda x: x.sharding, new)
-    unnamed = jax.tree.map(_unnamed, to)
+    if not all(isinstance(x, jax.Array) for x in jax.tree.leaves(new)):
+        return jax.tree.map(lambda x, y: _put(name, x, y), old, new)  # says what is wrong
+    unnamed = jax.tree.map(lambda x: _unnamed(x.sharding), new)
     sharding = jax.tree.leaves(unnamed)[0]
     source, numbers = _numbers(old, sharding), _numbers(new, sharding)
     if (was := _described(old, source)) != (wanted := _described(new, numbers)):
@@ -97,7 +117,7 @@ def _moved(name: str, old: Any, new: Any) -> Any:
     with _context(sharding):
         taken = jax.jit(_taken, out_shardings=unnamed)
         found = taken(old, jax.device_put(new, unnamed), source, numbers)
-    return jax.device_put(found, to)
+    return jax.tree.map(_at, found, new)
 
 
 def _context(sharding: Any) -> Any:

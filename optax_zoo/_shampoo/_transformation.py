@@ -276,7 +276,11 @@ def _advanced(
     """
     drifts = refresh.drift_every is not None
     if not plan.groups:
-        return factors, {}, None, None, _direction.report(plan, (), (), drifts=drifts), 0
+        report = _direction.report(plan, (), (), drifts=drifts)
+        if routes is not None:
+            everywhere = jax.sharding.PartitionSpec()
+            report = jax.tree.map(lambda x: routes.owners.spread(x, everywhere), report)
+        return factors, {}, None, None, report, 0
     if routes is None:
         blocks = [_blocks.gather(plan, group, momenta) for group in plan.groups]
         factors, directions, norms, usable, nothing = _advanced_blocks(
