@@ -52,6 +52,19 @@ class Owners:
         own = np.vectorize(lambda device: device.process_index == jax.process_index())
         return min(self.count, int(own(self.mesh.devices).sum()))
 
+    def numbers(self, order: tuple[str, ...]) -> np.ndarray:
+        """For each part its number if the mesh axes come in this order."""
+        number = np.arange(self.count).reshape([self.mesh.shape[axis] for axis in order])
+        return number.transpose([order.index(axis) for axis in self.axes]).reshape(-1)
+
+    def sharded_by(self, leaf: jax.Array) -> tuple[tuple[str, ...], ...]:
+        """For each axis of a leaf those of `axes` that divide it, as far as that is known."""
+        if not _blocks.names_shardings(leaf):
+            return ((),) * jnp.ndim(leaf)
+        spec = jax.typeof(leaf).sharding.spec
+        found = [(names,) if isinstance(names, str) else names or () for names in spec]
+        return tuple(tuple(name for name in names if name in self.axes) for names in found)
+
     def over(self, function: Any, in_specs: Any, out_specs: Any) -> Any:
         """The function on every device's parts."""
         # Unchecked: branches and loops would have to vary alike, and every version of JAX names
@@ -136,8 +149,12 @@ def placed(
         blocks = [jnp.asarray(table, jnp.int32)[mine][None] for table in tables]
         return first(own_stacks, blocks, argument)
 
-    if isinstance(owners.mesh, jax.sharding.AbstractMesh):
-        # Shapes are all there is to it, and the program may be on another mesh.
+    context = jax.sharding.get_abstract_mesh()
+    if isinstance(owners.mesh, jax.sharding.AbstractMesh) and context not in (
+        owners.mesh,
+        jax.sharding.AbstractMesh((), ()),
+    ):
+        # In the context of another mesh only the shapes can be told.
         divided, same = on_each(argument, mine=0)
         return jax.tree.map(lambda x: jnp.concatenate([x] * owners.count), divided), same
     specs = owners.spec, PartitionSpec()

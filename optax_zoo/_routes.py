@@ -320,14 +320,8 @@ class Routes:
         part = part.reshape(-1, *[1] * (block.ndim - 1 - kind.axis))
         both = np.stack([block, np.broadcast_to(part, block.shape)])
         tiles = np.split(both, self.owners.count, 1 + kind.axis)
-        order = self._tile_of_device(self._tiles[region.leaf].order)
+        order = self.owners.numbers(self._tiles[region.leaf].order)
         return np.stack([tiles[i].reshape(2, -1) for i in order], 1)
-
-    def _tile_of_device(self, order: tuple[str, ...]) -> np.ndarray:
-        """For each device the number of its tile, with the mesh axes in this order."""
-        axes, shape = self.owners.axes, self.owners.mesh.shape
-        device = np.arange(self.owners.count).reshape([shape[axis] for axis in order])
-        return device.transpose([order.index(axis) for axis in axes]).reshape(-1)
 
 
 def _taken(x: jax.Array, index: jax.Array) -> jax.Array:
@@ -361,15 +355,5 @@ def routes(plan: _blocks.Plan, leaves: Sequence[jax.Array], owners: Owners | Non
     """The ways of a tree's blocks; None: on one device."""
     if owners is None:
         return None
-    kept = tuple(_kept(leaf, owners) for leaf in leaves)
+    kept = tuple(map(owners.sharded_by, leaves))
     return Routes(plan, tuple(map(jnp.shape, leaves)), kept, owners)
-
-
-def _kept(leaf: jax.Array, owners: Owners) -> tuple[tuple[str, ...], ...]:
-    """For each axis of a leaf the owners' mesh axes that divide it, as far as they are known."""
-    if not _blocks.names_shardings(leaf):
-        return ((),) * jnp.ndim(leaf)
-    found = [
-        (names,) if isinstance(names, str) else names for names in jax.typeof(leaf).sharding.spec
-    ]
-    return tuple(tuple(n for n in names or () if n in owners.axes) for names in found)

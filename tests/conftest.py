@@ -26,6 +26,9 @@ from hypothesis import settings
 
 import helpers
 
+# Programs that tests start.
+collect_ignore = ["distributed_program.py", "dying_lm.py"]
+
 # Before the first array: the CPU backend starts with them.
 # XLA has a thread for each, and a program on all of them may want one more: meshes take eight.
 jax.config.update("jax_num_cpu_devices", 16)

@@ -101,6 +101,7 @@ def test_processes_train_as_one_and_share_the_roots(processes, devices, start, t
             assert found["roots"] == 4 * ROOTS // processes
 
 
+@pytest.mark.slow
 def test_one_is_killed_and_all_go_on_with_the_roots_in_flight(start, tmp_path):
     codes, (error, _), _ = trained(start, 2, 1, tmp_path, tmp_path, 20)
     assert codes[0] in (1, -signal.SIGABRT)  # JAX's own, if it was sooner than gloo

@@ -145,7 +145,10 @@ def refresh_of(roots):
     return OVERLAPPED if roots.on == "host" else zoo.Refresh(every=5)
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if "unnamed" in n else ()) for n in MESHES],
+)
 def test_a_hundred_steps_are_those_of_one_device(name, alone, capfd):
     shape, axis_type, specs, roots = MESHES[name]
     if jax.__version_info__ < (0, 8) and (roots.on == "host" or axis_type == "Explicit"):
