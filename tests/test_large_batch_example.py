@@ -4,10 +4,12 @@ import json
 import math
 
 import optax
+import pytest
 
 import large_batch
 
 
+@pytest.mark.slow
 def test_it_tunes_scales_and_draws(tmp_path):
     arguments = ["--tasks", "text", "--optimizers", "lamb", "--multiples", "1", "4"]
     assert (

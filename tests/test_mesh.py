@@ -147,7 +147,10 @@ def refresh_of(roots):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow if "unnamed" in n else ()) for n in MESHES],
+    [
+        pytest.param(n, marks=() if n in ("fsdp", "replicated") else pytest.mark.slow)
+        for n in MESHES
+    ],
 )
 def test_a_hundred_steps_are_those_of_one_device(name, alone, capfd):
     shape, axis_type, specs, roots = MESHES[name]

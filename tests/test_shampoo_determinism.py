@@ -289,7 +289,10 @@ print("dispatched")
 """
 
 
-@pytest.mark.parametrize(("cores", "delay"), [("one", 0), ("one", 2), ("all", 2)])
+@pytest.mark.parametrize(
+    ("cores", "delay"),
+    [pytest.param("one", 0, marks=pytest.mark.slow), ("one", 2), ("all", 2)],
+)
 def test_large_steps_that_nobody_waits_for_neither_hang_nor_abort(cores, delay):
     """Arrays that XLA copies in its own time, from one asynchronous program to the next."""
     if cores == "one" and not shutil.which("taskset"):

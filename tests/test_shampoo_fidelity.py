@@ -207,7 +207,13 @@ SHAPED: dict[str, tuple[Setting, dict[str, tuple[int, ...]]]] = {
 }
 
 
-@pytest.mark.parametrize("name", SHAPED)
+# The others are these in other company.
+OFTEN = ("merged_then_blocked", "merged_by_size", "one_sided", "skipped", "stacked")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in OFTEN else pytest.mark.slow) for n in SHAPED]
+)
 def test_every_shape_agrees(name):
     s, shapes = SHAPED[name]
     s = dataclasses.replace(s, every=6, delay=2, start=3)
