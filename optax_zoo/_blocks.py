@@ -296,6 +296,7 @@ def by_block(one: Callable[..., jax.Array], stack: jax.Array, others: Any) -> ja
 
 
 def names_shardings(x: jax.Array) -> bool:
+    """Whether the type of `x` says how it is sharded: its mesh has explicit axes."""
     return jax.sharding.AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
 
 

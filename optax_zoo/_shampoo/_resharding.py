@@ -60,6 +60,12 @@ def reshard(opt_state: Any, like: Any) -> Any:
     def is_divided(x):
         return isinstance(x, _DIVIDED)
 
+    for path, leaf in jax.tree_util.tree_flatten_with_path(like)[0]:
+        if not isinstance(leaf, jax.Array):
+            raise TypeError(
+                f"like must be a state of arrays, got {leaf!r} at {jax.tree_util.keystr(path)}; "
+                "pass what `init` gives, not jax.eval_shape of it"
+            )
     places, structure = jax.tree_util.tree_flatten_with_path(like, is_leaf=is_divided)
     found = jax.tree.structure(opt_state, is_leaf=is_divided)
     if found != structure:
@@ -76,11 +82,6 @@ def reshard(opt_state: Any, like: Any) -> Any:
 
 
 def _put(name: str, old: Any, new: Any) -> Any:
-    if not isinstance(new, jax.Array):
-        raise TypeError(
-            f"like must be a state of arrays, got {new!r} at {name}; pass what `init` gives, not "
-            "jax.eval_shape of it"
-        )
     if (was := _kind(old)) != (wanted := _kind(new)):
         raise ValueError(
             f"opt_state has {was} at {name}, like has {wanted}; pass as like what `init` gives for "
@@ -103,8 +104,6 @@ def _at(old: Any, new: jax.Array) -> jax.Array:
 
 def _moved(name: str, old: Any, new: Any) -> Any:
     """The blocks of one stack at their new places."""
-    if not all(isinstance(x, jax.Array) for x in jax.tree.leaves(new)):
-        return jax.tree.map(lambda x, y: _put(name, x, y), old, new)  # says what is wrong
     unnamed = jax.tree.map(lambda x: _unnamed(x.sharding), new)
     sharding = jax.tree.leaves(unnamed)[0]
     source, numbers = _numbers(old, sharding), _numbers(new, sharding)

@@ -270,7 +270,7 @@ def _advanced(
         report = _direction.report(plan, stacks, states.bases, routes=routes)
         return states, rotated, report, nothing
 
-    if routes is None or not plan.groups:
+    if routes is None:
         return advanced(stacks, states, gradients, finite, step, b2)
     own_stacks, axes = routes.own_stacks(stacks), routes.owners.axes
 
