@@ -62,11 +62,11 @@ def inverse_pth_root(
     until :math:`M = I`, where :math:`H = X` up to the scale. Each :math:`T` minimises
     :math:`\max |T(x)\,x^{1/p} - 1|` over the interval that the step before leaves, the first
     from :math:`\rho / (1 + \rho)` to 1. With an array as `ridge`, or with one near the rounding
-    error, :math:`T = ((p + 1) I - M) / p`, Newton's. `"eigh"` is LAPACK's decomposition.
+    error, :math:`T = ((p + 1) I - M) / p`, Newton's. `"eigh"` is LAPACK's decomposition; on CPUs
+    the matrices of a batch are decomposed one after the other.
 
-    Not meant to be differentiated: reverse mode fails on the loops of `"schur_newton"`, and where
-    eigenvalues coincide `"eigh"` gives NaN. Of float16 and bfloat16 matrices the root is computed
-    in float32.
+    Not meant to be differentiated: reverse mode fails. Of float16 and bfloat16 matrices the root is
+    computed in float32.
 
     Args:
       matrix: Symmetric matrices, shape (..., n, n); only symmetry is taken for granted, and the
@@ -178,7 +178,7 @@ def _root(
     exponent = jnp.where(usable, jnp.frexp(largest)[1], 0)
     a = jnp.where(usable, _times_power_of_two(a, -exponent), identity)
     if iterate is None:
-        eigenvalues, vectors = jnp.linalg.eigh(a)
+        eigenvalues, vectors = eigh(a)
         top = eigenvalues[-1]
         spectrum = (jnp.maximum(eigenvalues / top, 0) + ridge) / (1 + ridge)
         half = vectors * (spectrum ** (-0.5 / p))[None, :]
@@ -224,12 +224,36 @@ def power(a: Matrix, p: int) -> Matrix:
     return square if p % 2 == 0 else product(square, a)
 
 
+def _in_turn(decompose: Callable[[Matrix], Any]) -> Callable[[Matrix], Any]:
+    """`decompose` of one matrix, of which a CPU takes a batch one after the other.
+
+    jaxlib's LAPACK calls hand a batch to the threads of the pool on which they wait for it: where
+    other calls, or collectives, wait on all the others, they wait for ever.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def one(a):
+        return decompose(a)
+
+    @one.def_vmap
+    def _(size, batched, a):
+        del size, batched
+        found = jax.lax.platform_dependent(a, cpu=functools.partial(jax.lax.map, one), default=one)
+        return found, jax.tree.map(lambda _: True, found)
+
+    return one
+
+
+eigh = _in_turn(lambda a: tuple(jnp.linalg.eigh(a)))
+_eigvalsh = _in_turn(jnp.linalg.eigvalsh)
+
+
 def _largest_eigenvalue(a: Matrix) -> jax.Array:
     """By Lanczos' recurrence, from a fixed start; the copies that rounding adds do no harm."""
     n = a.shape[0]
     first, most = 48, min(n, 128)
     if n <= first:
-        return jnp.linalg.eigvalsh(a)[-1]
+        return _eigvalsh(a)[-1]
     start = jnp.asarray(np.random.default_rng(0).normal(size=n), a.dtype)
 
     def step(carry, _):
@@ -242,7 +266,7 @@ def _largest_eigenvalue(a: Matrix) -> jax.Array:
 
     def ritz(diagonal, norms):
         off = jnp.diag(norms[1:], 1)
-        values, vectors = jnp.linalg.eigh(jnp.diag(diagonal) + off + off.T)
+        values, vectors = eigh(jnp.diag(diagonal) + off + off.T)
         return values[-1], jnp.abs(vectors[-1, -1])
 
     carry, rows = jax.lax.scan(step, (start, jnp.zeros_like(start)), None, length=first)

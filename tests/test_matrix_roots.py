@@ -1,5 +1,6 @@
 """Inverse p-th roots against NumPy's eigendecomposition in float64."""
 
+import re
 from pathlib import Path
 
 import jax
@@ -253,6 +254,17 @@ def test_a_traced_ridge_vmap_and_jit_change_nothing(method, x64):
     each = jax.vmap(root, in_axes=(0, None))(batch, 1e-3)
     np.testing.assert_allclose(each, expected, rtol=1e-11, atol=1e-12)
     np.testing.assert_allclose(root(batch[0], 1e-3), expected[0], rtol=1e-11, atol=1e-12)
+
+
+@methods
+@pytest.mark.parametrize("n", [5, 140])
+def test_no_call_of_lapack_has_a_batch(n, method):
+    # On CPUs several of those at once, or one beside collectives, wait for ever.
+    roots = jax.jit(jax.vmap(lambda a: inverse_pth_root(a, 2, method=method)[0]))
+    program = roots.lower(jnp.zeros((2, 3, n, n))).as_text()
+    calls = [line for line in program.splitlines() if "lapack" in line]
+    assert calls
+    assert all(re.search(r": \(tensor<\d+x\d+xf32>\) ->", line) for line in calls)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 3), (2, 0, 0)])

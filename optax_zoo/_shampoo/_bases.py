@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_zoo import _blocks, _triangles
-from optax_zoo._host_roots import eigh
+from optax_zoo import _blocks, _host_roots, _matrix_roots, _triangles
 from optax_zoo._shampoo import _items, _statistics
 from optax_zoo._shampoo._refresh import Delivery
 from optax_zoo._shampoo._statistics import Stack
@@ -184,7 +183,8 @@ def _decomposed(xp: Any, matrices: Any, smallest: float) -> tuple[Any, Any]:
     identity = xp.eye(matrices.shape[-1], dtype=matrices.dtype)[None]
     unit = xp.where(usable, largest, 1)[:, None, None]
     scaled = xp.where(usable[:, None, None], matrices / unit, identity)
-    values, bases = eigh(scaled) if xp is np else jnp.linalg.eigh(scaled)
+    eigh = _host_roots.eigh if xp is np else jax.vmap(_matrix_roots.eigh)
+    values, bases = eigh(scaled)
     top = values[:, -1]
     residual = _error(xp, scaled, bases, top)
     good = usable & (residual <= _CERTIFIED)
