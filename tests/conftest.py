@@ -30,8 +30,7 @@ import helpers
 collect_ignore = ["distributed_program.py", "dying_lm.py"]
 
 # Before the first array: the CPU backend starts with them.
-# XLA has a thread for each, and a program on all of them may want one more: meshes take eight.
-jax.config.update("jax_num_cpu_devices", 16)
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # The same examples everywhere; compiling makes any deadline meaningless.

@@ -87,6 +87,10 @@ def trained(tx, params, state, steps, of=None, step_of=None):
         step_of = training_step(tx)
     for number in steps:
         params, state = step_of(params, state, gradients(number, of))
+        if number % 16 == 0:
+            # Of more than 32 steps in flight XLA's CPU client may start one too early: it has a
+            # thread for each device, and one that waits for its turn keeps a collective waiting.
+            jax.block_until_ready(params)
     return params, state
 
 
