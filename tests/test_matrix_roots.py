@@ -257,13 +257,12 @@ def test_a_traced_ridge_vmap_and_jit_change_nothing(method, x64):
 
 
 @methods
-@pytest.mark.parametrize("n", [5, 140])
-def test_no_call_of_lapack_has_a_batch(n, method):
+def test_no_call_of_lapack_has_a_batch(method):
     # On CPUs several of those at once, or one beside collectives, wait for ever.
     roots = jax.jit(jax.vmap(lambda a: inverse_pth_root(a, 2, method=method)[0]))
-    program = roots.lower(jnp.zeros((2, 3, n, n))).as_text()
+    program = roots.lower(jnp.zeros((2, 3, 140, 140))).as_text()
     calls = [line for line in program.splitlines() if "lapack" in line]
-    assert calls
+    assert bool(calls) == (method == "eigh")
     assert all(re.search(r": \(tensor<\d+x\d+xf32>\) ->", line) for line in calls)
 
 
