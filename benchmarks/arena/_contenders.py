@@ -88,6 +88,10 @@ def with_decay(name: str, rate: float, **arguments: Any) -> Contender:
     return named(name, rate, lambda s: {"weight_decay": s.decay, "mask": matrices, **arguments})
 
 
+# Of the language model's width: its attention is made of (96, 4, 24), which are 96 × 96.
+MERGED = zoo.Blocks(merge_below=96)
+
+
 def shampoo(every: int, delay: int, drift: int | None = None, **arguments: Any) -> Contender:
     """Shampoo renewed every N steps, roots D steps late, perhaps corrected between."""
     refresh = zoo.Refresh(every, delay, start=1, drift_every=drift)
@@ -206,6 +210,9 @@ CONTENDERS: dict[str, Contender] = BASELINES | {
     "shampoo N=50 D=15": shampoo(50, 15),
     "shampoo N=50 D=15, corrected": shampoo(50, 15, drift=5),
     "shampoo on the device": shampoo(10, 0, roots=zoo.Roots(on="device", tolerance=0.1)),
+    # Elsewhere nothing is merged.
+    "shampoo, heads merged": shampoo(10, 0, blocks=MERGED),
+    "shampoo N=50 D=15, corrected, heads merged": shampoo(50, 15, drift=5, blocks=MERGED),
     "soap": soap(10, 0),
     "soap N=10 D=10": soap(10, 10),
 }
