@@ -27,8 +27,9 @@ two neighbours, until one budget is too small.
 
 `lion` and `lamb` are Optax's as well (the tests hold them equal). "shampoo" and "soap" renew roots
 and bases every 10 steps and use them at once; N and D are other intervals and delays; "corrected"
-is `Refresh(drift_every=5)`, "on the device" `Roots(on="device", tolerance=0.1)`; the first refresh
-is at step 1 (`start=1`).
+is `Refresh(drift_every=5)`, "on the device" `Roots(on="device", tolerance=0.1)`, "heads merged"
+`Blocks(merge_below=96)`, with which the language model's attention kernels (96, 4, 24) are 96 × 96
+and not 384 × 24; the first refresh is at step 1 (`start=1`).
 
 Made by `python -m benchmarks.arena.report` from the results of `benchmarks.arena.run`, `.timing`,
 `.sensitivity`, `.staleness`, `.defaults`, `.batches` and `.generalisation`.
