@@ -44,11 +44,11 @@ def scale_by_adax(
 
       m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t \\
       \hat v_t &= (1 - w_t)\, \hat v_{t-1} + w_t g_t^2, \qquad w_t = \beta_2 / c_t \\
-      u_t &= \frac{m_t}{\sqrt{\hat v_t} + \varepsilon / \sqrt{\min(c_t, 1)}}
+      u_t &= \frac{m_t}{\sqrt{\hat v_t} + \varepsilon / \sqrt{c_t}}
 
     There is no bias correction of :math:`m`. The released code adds :math:`\varepsilon` to
-    :math:`\sqrt{v}`, hence :math:`\sqrt{c_t}`; the minimum (from step 6,932 at the defaults)
-    keeps the denominator from vanishing where a weight never sees a gradient.
+    :math:`\sqrt{v}`, hence :math:`\sqrt{c_t}`; the quotient never reaches 0, so that the
+    denominator does not vanish where a weight never sees a gradient.
 
     Args:
       b1: Decay of the first moment, in [0, 1).
@@ -94,7 +94,7 @@ def scale_by_adax(
         del params, extra_args
         count = optax.safe_increment(state.count)
         c = _moments.power_minus_one(log_growth, count)  # inf in the end: w = 0
-        weight, eps_t = b2 / c, eps / jnp.sqrt(jnp.minimum(c, 1))
+        weight, eps_t = b2 / c, jnp.maximum(eps / jnp.sqrt(c), jnp.finfo(jnp.float32).tiny)
 
         def average(g, v):
             # v + w·(g² − v) keeps a small w exact, as 1 − (1 − w) would not; inf stays inf.

@@ -126,7 +126,9 @@ def scale_by_amos(
         root_r = jnp.sqrt(correction) * jnp.where(
             is_least, _LEAST_V**-0.5, 1 / jnp.sqrt(jnp.where(is_least, 1, v))
         )
-        gamma = (xi * root_r * _moments.root(g_sq)) ** 2 / jnp.sqrt(
+        # Where a square overflows, 0 times infinity would never leave b again.
+        finite_sq = jnp.minimum(g_sq, jnp.finfo(v.dtype).max)
+        gamma = (xi * root_r * _moments.root(finite_sq)) ** 2 / jnp.sqrt(
             1 + c_coef * _moments.root(xi) * b
         )
         toward = xi * eta * root_r * g + (gamma / 2 + extra_l2) * p

@@ -35,8 +35,8 @@ class Blocks:
 
     Attributes:
       size: Longest side of a block. A factor costs size² of memory and size³ of root work.
-      merge_below: Largest product of merged axes; None: `size`; 1: never merge. With a model's width
-        d Flax's attention kernels (d, heads, d / heads) become d × d.
+      merge_below: Largest product of merged axes; None: `size`; 1: never merge. With the width d of
+        a model Flax's attention kernels (d, heads, d / heads) become d × d.
       skip_above: Longest axis of a parameter that is preconditioned; embeddings are longer.
       one_sided_above: Longest axis that gets a factor; None: no limit.
 

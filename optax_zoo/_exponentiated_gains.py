@@ -165,7 +165,8 @@ def scale_by_exponentiated_gains(
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
         corrected = _moments.bias_correction(beta, jnp.maximum(state.count, 1))
         wide = jax.tree.map(_moments.widen, updates)
-        scale = new_scale(state.scale, jax.tree.leaves(wide), jax.tree.leaves(state.momentum))
+        leaves, structure = jax.tree.flatten(wide)
+        scale = new_scale(state.scale, leaves, structure.flatten_up_to(state.momentum))
         gains = jax.tree.map(
             lambda n, g, q: new_gain(n, g, q, corrected), state.gains, wide, state.average
         )
@@ -173,7 +174,7 @@ def scale_by_exponentiated_gains(
             lambda h, n, g: momentum * h + rate * n * g, state.momentum, gains, wide
         )
         average = jax.tree.map(lambda g, q: _moments.ema(g, q, beta), wide, state.average)
-        momenta, structure = jax.tree.flatten(new_momentum)
+        momenta = jax.tree.leaves(new_momentum)
         scales = [scale] * len(momenta) if scope == "global" else list(scale)
         scaled = structure.unflatten([s * h for s, h in zip(scales, momenta, strict=True)])
         return optax.tree.cast_like(scaled, updates), ExponentiatedGainsState(

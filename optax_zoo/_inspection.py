@@ -64,7 +64,8 @@ def inspect(opt_state: Any, params: Any = None) -> dict[str, dict[str, float]]:
     - `iterations` of the root's computation; 0 for SOAP;
     - `condition`: largest over smallest eigenvalue of the ridged statistic, estimated; for SOAP of
       the statistic itself, at most the inverse of its dtype's precision;
-    - `failures`: refreshes that gave no usable root or basis, all factors counted;
+    - `failures`: refreshes that gave no usable root or basis, as of a layer without gradients, all
+      factors counted;
     - `skipped`: gradients of a block that were not finite and counted as zero;
     - `drift`, with `Refresh(drift_every=...)`: :math:`\max|W - I|` at the last correction, see
       there; 0 before the first, infinite if it gave no usable root and the adopted one is used.

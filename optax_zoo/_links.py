@@ -19,7 +19,15 @@ def decay_link(
     _checks.check_schedulable("weight_decay", weight_decay, remedy="pass e.g. 1e-2")
     fit_mask = _checks.fitted_mask("mask", mask)
     if _checks.is_zero(weight_decay):
-        return optax.identity()
+        nothing = optax.identity()
+        if mask is None:
+            return nothing
+
+        def init(params):
+            fit_mask(params)
+            return nothing.init(params)
+
+        return optax.GradientTransformation(init, nothing.update)
     inner = optax.add_decayed_weights(weight_decay, None if mask is None else fit_mask)
 
     def update(updates, state, params=None):

@@ -158,6 +158,15 @@ def test_the_count_does_not_overflow(count):
     assert_finite((updates, state))
 
 
+def test_a_square_that_overflows_leaves_nothing_that_is_not_finite():
+    tx, params = zoo.amos(0.1, half), jnp.ones(2)
+    state = tx.init(params)
+    for g in (jnp.ones(2), jnp.array([3e38, 1.0]), jnp.ones(2)):
+        updates, state = tx.update(g, state, params)
+        assert_finite(updates)
+    assert_finite(state[0].b)
+
+
 def test_reduced_slots_are_sharded_as_what_is_left_of_the_parameter():
     mesh = jax.make_mesh((8,), ("x",), devices=jax.devices("cpu")[:8])
     by_columns = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))

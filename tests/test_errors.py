@@ -963,6 +963,21 @@ def test_a_mask_of_another_structure_is_refused_at_init(name, argument, mask):
         init(masked(name, argument, mask))
 
 
+def test_a_mask_of_another_structure_is_refused_without_decay_too():
+    params = {"w": jnp.ones(2), "b": jnp.ones(2)}
+    with pytest.raises(ValueError, match=r"^mask does not fit the parameters"):
+        zoo.lion(0.1, weight_decay=0.0, mask={"w": True}).init(params)
+
+
+@pytest.mark.parametrize("tx", [zoo.egdd(0.1), zoo.soap(0.1)], ids=["egdd", "soap"])
+def test_gradients_of_another_model_are_refused(tx):
+    state = tx.init({"w": jnp.ones((4, 4)), "b": jnp.ones(3)})
+    with pytest.raises(ValueError, match=r"mismatch; expected keys: .'w'."):
+        tx.update({"w": jnp.ones((4, 4))}, state)
+    with pytest.raises((TypeError, ValueError), match=r"shapes.*\(4, 4\)"):
+        tx.update({"w": jnp.ones((4, 5)), "b": jnp.ones(3)}, state)
+
+
 @pytest.mark.parametrize(("name", "argument"), MASKS)
 @pytest.mark.parametrize("mask", [{"w": 1, "b": 0}, "w", {"w": "yes", "b": True}, 0.5])
 def test_a_mask_of_other_things_than_bools_is_refused(name, argument, mask):

@@ -88,6 +88,10 @@ def scale_by_soap(
     residual; where there is none, the last one stays, counted in :func:`inspect`. A block whose
     gradient, or its square, is not finite counts as zero in this step.
 
+    Where statistics have not their full rank yet, rounding decides eigenvectors, and with them
+    steps: two programs of the same mathematics part there. Of a first step in the bases of its own
+    gradient (`Refresh(start=1, delay=0)`) it decides most, so let the learning rate rise from zero.
+
     With a `mesh` its devices divide the work, moments included, as those of
     :func:`scale_by_shampoo`.
 
@@ -197,6 +201,8 @@ def scale_by_soap(
             return updates, state
         axes = _layers.leading_axes(layer_axes, updates)
         plan, stacks = cut(leaves, axes)
+        mu, nu = (_plain(plan, structure, tree) for tree in (state.mu, state.nu))
+        _check_blocks(plan, state.moments)
         routes = _routes.routes(plan, leaves, owners)
         step = schedule.next_count(state.count)
         wide = [_moments.widen(u) for u in leaves]
@@ -207,7 +213,6 @@ def scale_by_soap(
         )
 
         plain = [jnp.where(mask, wide[i], 0) for i, mask in masks.items()]
-        mu, nu = (_plain(plan, structure, tree) for tree in (state.mu, state.nu))
         found, mu, nu = adam(plain, mu, nu, step)
         mus, nus = [own.mu for own in states.moments], [own.nu for own in states.moments]
         turned, mus, nus = adam(rotated, mus, nus, step)
@@ -326,6 +331,17 @@ def _plain_zeros(plan: _blocks.Plan, params: Any) -> Any:
         for p, core in zip(leaves, plan.cores, strict=True)
     ]
     return structure.unflatten(zeros)
+
+
+def _check_blocks(plan: _blocks.Plan, moments: Sequence[_bases.Moments]) -> None:
+    """Raises unless the state is of parameters with these blocks."""
+    found = [own.nu.shape[1:] for own in moments]
+    if found != [group.sizes for group in plan.groups]:
+        raise ValueError(
+            f"updates must have the shapes of the parameters that `init` was given: they are cut "
+            f"into blocks of {[group.sizes for group in plan.groups]}, the state's have {found}; "
+            "start with `init(params)`"
+        )
 
 
 def _plain(plan: _blocks.Plan, structure: Any, moment: Any) -> list[jax.Array] | None:
