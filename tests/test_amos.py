@@ -158,13 +158,10 @@ def test_the_count_does_not_overflow(count):
     assert_finite((updates, state))
 
 
-def test_a_square_that_overflows_leaves_nothing_that_is_not_finite():
-    tx, params = zoo.amos(0.1, half), jnp.ones(2)
-    state = tx.init(params)
-    for g in (jnp.ones(2), jnp.array([3e38, 1.0]), jnp.ones(2)):
-        updates, state = tx.update(g, state, params)
-        assert_finite(updates)
-    assert_finite(state[0].b)
+def test_a_square_that_overflows_leaves_steps_finite():
+    ones = jnp.ones(2)
+    params, state = train(zoo.amos(0.1, half), ones, [ones, jnp.array([3e38, 1.0]), ones])
+    assert_finite((params, optax.tree.get(state, "b")))
 
 
 def test_reduced_slots_are_sharded_as_what_is_left_of_the_parameter():

@@ -19,13 +19,20 @@ MISSED = 1.15  # where a contender that does not reach the target stands
 
 
 def shares(standings: Mapping[str, Standing], path: Path) -> None:
-    """The share of AdamW's steps that is enough: a line for each contender that gets there once."""
+    """The share of AdamW's steps that is enough: a line for each contender that gets there once.
+
+    Those that ran on some workloads alone are left to the tables.
+    """
     verdicts = {
         (name, workload): verdict.share or MISSED
         for workload, standing in standings.items()
         for name, verdict in standing.verdicts.items()
     }
-    names = {name for (name, _), place in verdicts.items() if place < MISSED}
+    names = {
+        name
+        for (name, _), place in verdicts.items()
+        if place < MISSED and all((name, workload) in verdicts for workload in standings)
+    }
 
     def merit(name: str) -> float:
         return statistics.fmean(verdicts.get((name, w), MISSED) for w in standings)

@@ -106,6 +106,17 @@ def along_axes(parts: Sequence[tuple[Stack, jax.Array]], blocks: jax.Array) -> j
     return _blocks.by_block(one, blocks, [matrices for _, matrices in parts])
 
 
+def check_blocks(plan: _blocks.Plan, moments: Sequence[Moments]) -> None:
+    """Raises unless the state is of parameters with these blocks."""
+    found = [own.nu.shape[1:] for own in moments]
+    if found != [group.sizes for group in plan.groups]:
+        raise ValueError(
+            "updates must have the shapes of the parameters that `init` was given: they are cut "
+            f"into blocks of {[group.sizes for group in plan.groups]}, the state's have {found}; "
+            "start with `init(params)`"
+        )
+
+
 def into(parts: Sequence[tuple[Stack, Bases]], blocks: jax.Array) -> jax.Array:
     """X ×₁ Q₁ᵀ ×₂ Q₂ᵀ …: coordinates in the bases."""
     return along_axes([(stack, own.bases.swapaxes(-1, -2)) for stack, own in parts], blocks)

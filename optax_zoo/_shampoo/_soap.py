@@ -202,7 +202,7 @@ def scale_by_soap(
         axes = _layers.leading_axes(layer_axes, updates)
         plan, stacks = cut(leaves, axes)
         mu, nu = (_plain(plan, structure, tree) for tree in (state.mu, state.nu))
-        _check_blocks(plan, state.moments)
+        _bases.check_blocks(plan, state.moments)
         routes = _routes.routes(plan, leaves, owners)
         step = schedule.next_count(state.count)
         wide = [_moments.widen(u) for u in leaves]
@@ -331,17 +331,6 @@ def _plain_zeros(plan: _blocks.Plan, params: Any) -> Any:
         for p, core in zip(leaves, plan.cores, strict=True)
     ]
     return structure.unflatten(zeros)
-
-
-def _check_blocks(plan: _blocks.Plan, moments: Sequence[_bases.Moments]) -> None:
-    """Raises unless the state is of parameters with these blocks."""
-    found = [own.nu.shape[1:] for own in moments]
-    if found != [group.sizes for group in plan.groups]:
-        raise ValueError(
-            f"updates must have the shapes of the parameters that `init` was given: they are cut "
-            f"into blocks of {[group.sizes for group in plan.groups]}, the state's have {found}; "
-            "start with `init(params)`"
-        )
 
 
 def _plain(plan: _blocks.Plan, structure: Any, moment: Any) -> list[jax.Array] | None:
