@@ -166,14 +166,14 @@ def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(
 
 
 def test_a_second_interrupt_aborts_and_the_run_can_still_go_on(text, whole, tmp_path, monkeypatch):
-    folder = RunFolder(tmp_path / "run")
+    folder, handler = RunFolder(tmp_path / "run"), signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         interrupt_at(patch, 7, times=2)
         assert call(text, folder.path) == train_lm.INTERRUPTED
     assert saved_state(folder)[0] == 5
     assert call(text, folder.path, "--resume") == 0
     assert untimed(folder) == untimed(whole)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_comparison_starts_alike_stops_resumes_and_draws_one_picture(
