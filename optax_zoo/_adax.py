@@ -9,6 +9,9 @@ import optax
 
 from optax_zoo import _checks, _links, _moments
 
+# The reciprocal's square is finite in float32.
+_LEAST_EPS = 2.0**-62
+
 
 class AdaxState(NamedTuple):
     """State of `scale_by_adax`.
@@ -47,8 +50,8 @@ def scale_by_adax(
       u_t &= \frac{m_t}{\sqrt{\hat v_t} + \varepsilon / \sqrt{c_t}}
 
     There is no bias correction of :math:`m`. The released code adds :math:`\varepsilon` to
-    :math:`\sqrt{v}`, hence :math:`\sqrt{c_t}`; the quotient never reaches 0, so that the
-    denominator does not vanish where a weight never sees a gradient.
+    :math:`\sqrt{v}`, hence :math:`\sqrt{c_t}`; the quotient is at least 2e-19 (from step 307,000 on
+    at the defaults), so that steps and derivatives stay finite where a weight saw no gradient.
 
     Args:
       b1: Decay of the first moment, in [0, 1).
@@ -94,7 +97,7 @@ def scale_by_adax(
         del params, extra_args
         count = optax.safe_increment(state.count)
         c = _moments.power_minus_one(log_growth, count)  # inf in the end: w = 0
-        weight, eps_t = b2 / c, jnp.maximum(eps / jnp.sqrt(c), jnp.finfo(jnp.float32).tiny)
+        weight, eps_t = b2 / c, jnp.maximum(eps / jnp.sqrt(c), _LEAST_EPS)
 
         def average(g, v):
             # v + w·(g² − v) keeps a small w exact, as 1 − (1 − w) would not; inf stays inf.

@@ -126,7 +126,7 @@ def scale_by_amos(
         root_r = jnp.sqrt(correction) * jnp.where(
             is_least, _LEAST_V**-0.5, 1 / jnp.sqrt(jnp.where(is_least, 1, v))
         )
-        # Where a square overflows, 0 times infinity would never leave b again.
+        # Where a square overflows steps end, as Adam's do; 0 times infinity would be in b for good.
         finite_sq = jnp.minimum(g_sq, jnp.finfo(v.dtype).max)
         gamma = (xi * root_r * _moments.root(finite_sq)) ** 2 / jnp.sqrt(
             1 + c_coef * _moments.root(xi) * b

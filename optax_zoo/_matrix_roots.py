@@ -65,8 +65,9 @@ def inverse_pth_root(
     error, :math:`T = ((p + 1) I - M) / p`, Newton's. `"eigh"` is LAPACK's decomposition; on CPUs
     the matrices of a batch are decomposed one after the other.
 
-    Not meant to be differentiated: reverse mode fails. Of float16 and bfloat16 matrices the root is
-    computed in float32.
+    Not meant to be differentiated: reverse mode fails on the loops of `"schur_newton"`, and where
+    eigenvalues coincide `"eigh"` gives NaN. Of float16 and bfloat16 matrices the root is computed
+    in float32.
 
     Args:
       matrix: Symmetric matrices, shape (..., n, n); only symmetry is taken for granted, and the
@@ -224,42 +225,66 @@ def power(a: Matrix, p: int) -> Matrix:
     return square if p % 2 == 0 else product(square, a)
 
 
-@jax.custom_batching.custom_vmap
+@jax.custom_jvp
 def eigh(a: Matrix) -> tuple[jax.Array, Matrix]:
     """Eigenvalues and vectors of one matrix; of a batch a CPU takes one after the other.
 
     jaxlib's LAPACK calls hand a batch to the threads of the pool on which they wait for it: where
     other calls, or collectives, wait on all the others, they wait for ever.
     """
+    return _one_eigh(a)
+
+
+@eigh.defjvp
+def _(primals, tangents):
+    return jax.jvp(lambda a: tuple(jnp.linalg.eigh(a)), primals, tangents)
+
+
+@jax.custom_batching.custom_vmap
+def _one_eigh(a):
     return tuple(jnp.linalg.eigh(a))
 
 
-@eigh.def_vmap
+@_one_eigh.def_vmap
 def _(size, batched, a):
     del size, batched
-    found = jax.lax.platform_dependent(a, cpu=functools.partial(jax.lax.map, eigh), default=eigh)
-    return found, (True, True)
+    # What devices share they take as it lies: a loop would have to gather it.
+    spread = any(jax.typeof(a).sharding.spec[:1])
+    return (_one_eigh if spread else _in_turn)(a), (True, True)
+
+
+@jax.jit
+def _in_turn(a):
+    one_by_one = functools.partial(jax.lax.map, _one_eigh)
+    return jax.lax.platform_dependent(a, cpu=one_by_one, default=_one_eigh)
 
 
 def _dominant(a: Matrix) -> tuple[jax.Array, jax.Array]:
     """The largest eigenvalue and its vector, by squaring: LAPACK's threads wait on a busy machine.
 
-    After K squarings every other eigenvalue, wherever it lies, adds an error of at most about
-    1 / (2e 2^K) of the bound: as many as the mantissa has bits.
+    Until one eigenvalue is left, at most as often as the mantissa has bits: after K squarings each
+    other one, wherever it lies, adds an error of at most about 1 / (2e 2^K) of twice the bound.
     """
-    identity = jnp.eye(a.shape[0], dtype=a.dtype)
-    bound = jnp.abs(a).sum(0).max()  # no eigenvalue is below its negative
+    bound = 1.01 * jnp.abs(a).sum(0).max()  # no eigenvalue is below its negative
+    b = a + bound * jnp.eye(a.shape[0], dtype=a.dtype)
+    precision = jnp.finfo(a.dtype)
 
-    def squared(_, b):
-        b = b / jnp.trace(b)
-        return product(b, b)
+    def is_mixed(carry):
+        count, b = carry
+        return (count < precision.nmant) & (jnp.vdot(b, b) < 1 - precision.eps)
 
-    b = jax.lax.fori_loop(0, jnp.finfo(a.dtype).nmant, squared, a + bound * identity)
+    def squared(carry):
+        count, b = carry
+        b = product(b, b)
+        return count + 1, b / jnp.trace(b)
+
+    _, b = jax.lax.while_loop(is_mixed, squared, (0, b / jnp.trace(b)))
     vector = b[:, jnp.argmax(jnp.diagonal(b))]
     vector = vector / jnp.linalg.norm(vector)
     return jnp.vdot(vector, product(a, vector), precision="highest"), vector
 
 
+@jax.jit
 def _largest_eigenvalue(a: Matrix) -> jax.Array:
     """By Lanczos' recurrence, from a fixed start; the copies that rounding adds do no harm."""
     n = a.shape[0]

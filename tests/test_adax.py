@@ -86,6 +86,14 @@ def test_epsilon_joins_the_root_that_grows():
         np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
+@pytest.mark.parametrize("count", LATE)
+def test_derivatives_are_finite_where_there_were_no_gradients(count):
+    zeros = jnp.zeros(2)
+    state = at(count, zeros, zeros)
+    _, pulled = jax.vjp(lambda g: zoo.scale_by_adax().update(g, state)[0], zeros)
+    assert_finite(pulled(jnp.ones(2)))
+
+
 def test_a_traced_b2_gives_the_same_steps():
     params, grads = problem()
     traced = jax.jit(lambda b2: train(zoo.adax(b2=b2), params, grads, jit=False)[0])

@@ -1,5 +1,6 @@
 """Inverse p-th roots against NumPy's eigendecomposition in float64."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from helpers import enable_x64
 from optax_zoo import _host_roots, _matrix_roots, _minimax
@@ -264,6 +266,33 @@ def test_no_call_of_lapack_has_a_batch(method):
     calls = [line for line in program.splitlines() if "lapack" in line]
     assert bool(calls) == (method == "eigh")
     assert all(re.search(r": \(tensor<\d+x\d+xf32>\) ->", line) for line in calls)
+
+
+def test_a_batch_that_devices_share_stays_with_them():
+    mesh = jax.make_mesh((4,), ("x",), (AxisType.Explicit,), devices=jax.devices("cpu")[:4])
+    a = jnp.asarray(np.stack([matrix(np.geomspace(1e-2, 1, 6), seed) for seed in range(4)]))
+    wanted = inverse_pth_root(a, 2, method="eigh")[0]
+    with jax.set_mesh(mesh):
+        shared = jax.device_put(a, NamedSharding(mesh, PartitionSpec("x")))
+        found = jax.jit(lambda a: inverse_pth_root(a, 2, method="eigh")[0])(shared)
+    assert found.sharding.shard_shape(found.shape) == (1, 6, 6)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_roots_by_eigh_have_derivatives(x64):
+    a = jnp.asarray(matrix(np.array([1.0, 2.0, 4.0])))
+    root = functools.partial(inverse_pth_root, p=2, method="eigh", ridge=0.0)
+    found = jax.grad(lambda a: jnp.trace(root(a)[0]))(a)
+    np.testing.assert_allclose(
+        found, -0.5 * inverse_pth_root(a, 2, ridge=0.0)[0] @ jnp.linalg.inv(a), atol=1e-6
+    )
+
+
+@methods
+def test_negative_eigenvalues_have_a_true_residual(method):
+    root, info = inverse_pth_root(-jnp.eye(3), 1, method=method)
+    np.testing.assert_allclose(root, -jnp.eye(3), rtol=1e-5)
+    assert info.residual < 1e-5
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 3), (2, 0, 0)])

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -399,6 +400,16 @@ def test_results_that_are_not_numbers_are_not_adopted(monkeypatch):
     carry = go(tx, carry, 2 * EVERY + 4, 5 * EVERY)
     assert_finite(carry)
     assert report(carry, "weight")["failures"] == 4
+
+
+def test_no_call_of_lapack_on_the_device_has_a_batch():
+    # On CPUs several of those at once, or one beside collectives, wait for ever.
+    tx = zoo.scale_by_soap(roots=zoo.Roots(method="eigh", on="device"))
+    params = {"w": jnp.ones((4, 3)), "k": jnp.ones((4, 3))}
+    program = jax.jit(tx.update).lower(params, tx.init(params)).as_text()
+    calls = [line for line in program.splitlines() if "lapack" in line]
+    assert calls
+    assert all(re.search(r": \(tensor<\d+x\d+xf32>\) ->", line) for line in calls)
 
 
 @pytest.mark.parametrize("on", ["host", "device"])

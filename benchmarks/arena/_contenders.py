@@ -210,7 +210,7 @@ CONTENDERS: dict[str, Contender] = BASELINES | {
     "shampoo N=50 D=15": shampoo(50, 15),
     "shampoo N=50 D=15, corrected": shampoo(50, 15, drift=5),
     "shampoo on the device": shampoo(10, 0, roots=zoo.Roots(on="device", tolerance=0.1)),
-    # Elsewhere nothing is merged.
+    # The other workloads have nothing to merge.
     "shampoo, heads merged": shampoo(10, 0, blocks=MERGED),
     "shampoo N=50 D=15, corrected, heads merged": shampoo(50, 15, drift=5, blocks=MERGED),
     "soap": soap(10, 0),

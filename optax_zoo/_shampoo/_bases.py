@@ -106,14 +106,15 @@ def along_axes(parts: Sequence[tuple[Stack, jax.Array]], blocks: jax.Array) -> j
     return _blocks.by_block(one, blocks, [matrices for _, matrices in parts])
 
 
-def check_blocks(plan: _blocks.Plan, moments: Sequence[Moments]) -> None:
-    """Raises unless the state is of parameters with these blocks."""
-    found = [own.nu.shape[1:] for own in moments]
-    if found != [group.sizes for group in plan.groups]:
+def check_blocks(plan: _blocks.Plan, moments: Sequence[Moments], *, divided: bool) -> None:
+    """Raises unless the state has as many blocks, as large; on a mesh there may be more places."""
+    wanted = [(group.length, *group.sizes) for group in plan.groups]
+    found = [own.nu.shape for own in moments]
+    first = 1 if divided else 0
+    if [shape[first:] for shape in found] != [shape[first:] for shape in wanted]:
         raise ValueError(
             "updates must have the shapes of the parameters that `init` was given: they are cut "
-            f"into blocks of {[group.sizes for group in plan.groups]}, the state's have {found}; "
-            "start with `init(params)`"
+            f"into stacks of blocks {wanted}, the state's are {found}; start with `init(params)`"
         )
 
 

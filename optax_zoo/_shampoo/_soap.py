@@ -202,7 +202,7 @@ def scale_by_soap(
         axes = _layers.leading_axes(layer_axes, updates)
         plan, stacks = cut(leaves, axes)
         mu, nu = (_plain(plan, structure, tree) for tree in (state.mu, state.nu))
-        _bases.check_blocks(plan, state.moments)
+        _bases.check_blocks(plan, state.moments, divided=owners is not None)
         routes = _routes.routes(plan, leaves, owners)
         step = schedule.next_count(state.count)
         wide = [_moments.widen(u) for u in leaves]
