@@ -267,11 +267,12 @@ def _dominant(a: Matrix) -> tuple[jax.Array, jax.Array]:
     """
     bound = 1.01 * jnp.abs(a).sum(0).max()  # no eigenvalue is below its negative
     b = a + bound * jnp.eye(a.shape[0], dtype=a.dtype)
-    precision = jnp.finfo(a.dtype)
+    limits = jnp.finfo(a.dtype)
 
     def is_mixed(carry):
         count, b = carry
-        return (count < precision.nmant) & (jnp.vdot(b, b) < 1 - precision.eps)
+        purity = jnp.vdot(b, b, precision="highest")
+        return (count < limits.nmant) & (purity < 1 - limits.eps)
 
     def squared(carry):
         count, b = carry
