@@ -127,7 +127,7 @@ def test_a_share_won_within_the_spread_of_the_seeds_is_marked():
         return _verdicts.Verdict(Trials(1.0, [1.0]), share, close, {})
 
     texts = [_tables.share_text(v) for v in (verdict(0.5, True), verdict(None, False), None)]
-    assert texts == ["0.5*", "no", ""]
+    assert texts == ["0.5*", "–", ""]
 
 
 @pytest.mark.parametrize(
