@@ -4,10 +4,6 @@ from typing import Any
 
 import optax_zoo
 
-# The repository on GitHub, of which the notebooks' badges, links and pip lines are made: a test
-# holds them to this name, and `sed` in both places changes it.
-repository = "_owner_/optax_zoo"
-
 project = "optax_zoo"
 version = release = optax_zoo.__version__
 author = "the optax_zoo authors"
@@ -38,11 +34,25 @@ nb_execution_timeout = 240
 nb_merge_streams = True
 
 
+# Links of pages and notebooks work in a checkout; here the same files have other places.
+PLACES = {
+    "](../notebooks/": "](notebooks/",
+    "](../site/": "](../",
+    "](../../benchmarks/arena/REPORT.md": "](arena.md",
+}
+
+
 def setup(app: Any) -> None:
-    """Defaults are shown as the source has them, but under their public names."""
+    """Defaults are shown under their public names, links lead to pages of the site."""
 
     def public(app, what, name, obj, options, signature, annotation):
         del app, what, name, obj, options
         return (signature or "").replace("_blocks.", ""), annotation
 
+    def linked(app, docname, source):
+        del app, docname
+        for place, here in PLACES.items():
+            source[0] = source[0].replace(place, here)
+
     app.connect("autodoc-process-signature", public)
+    app.connect("source-read", linked)
