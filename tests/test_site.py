@@ -1,4 +1,4 @@
-"""Notebooks are committed bare and install from their clone; the site documents every public name."""
+"""Notebooks are committed bare and install from their clone; every public name is documented."""
 
 import inspect
 import json

@@ -15,32 +15,33 @@ INTRODUCTION = """# The arena
 
 How many of AdamW's steps another optimizer needs to reach AdamW's best, on four small problems.
 
-**What is tuned.** Every contender's learning rate is tuned by one rule on every workload, with one
-seed: three rates a factor √10 apart, more while the best lies on the grid's edge, then two between.
-AdamW's b2 is tuned besides. It is the best of 0.9, 0.95, 0.99 and 0.999, each at a tuned rate of its
-own and over three seeds. Other optimizers that have Adam's b2 take AdamW's.
+**What is tuned.** Every contender's learning rate is tuned by one rule on every workload, with
+one seed: three rates a factor √10 apart, more while the best lies on the grid's edge, then two
+between. AdamW's b2 is tuned besides. It is the best of 0.9, 0.95, 0.99 and 0.999, each at a tuned
+rate of its own and over three seeds. Other optimizers that have Adam's b2 take AdamW's.
 
-**What is not tuned yet.** All other memories are at their defaults: b1, Lion's b2, momentum, γ. So a
-dash in the tables is no verdict. With b1 = 0.7 and b2 = 0.8, for example, Lion ends at 2.002 nats on
-the language model, below AdamW's 2.047; at its defaults, 0.9 and 0.99, it ends at 2.545.
+**What is not tuned yet.** All other memories are at their defaults: b1, Lion's b2, momentum, γ.
+So a dash in the tables is no verdict. With b1 = 0.7 and b2 = 0.8, for example, Lion ends at 2.002
+nats on the language model, below AdamW's 2.047; at its defaults, 0.9 and 0.99, it ends at 2.545.
 
 **The target** is AdamW's mean score over three seeds, after all of the workload's steps. Whoever
 comes within 5 % of it with one seed runs all three. Those that reach it try ever smaller budgets,
-with the schedule shortened, until one is too small. They try the same learning rate and, where that
-misses, the best of it and its two neighbours.
+with the schedule shortened, until one is too small. They try the same learning rate and, where
+that misses, the best of it and its two neighbours.
 
 **The schedule** rises linearly over a fifth of the steps and falls to zero by a cosine.
 Schedule-Free and Amos stay at the peak, as their papers ask.
 
-**Weight decay** applies to matrices. It is AdamW's: 0.1 on the language model, 0 elsewhere. Lion's is
-ten times that, SGD's and LARS's a thousandth. Adafactor, AdaBound, AMSBound, EGDD and exponentiated
-gradients have none, and Amos has its own.
+**Weight decay** applies to matrices. It is AdamW's: 0.1 on the language model, 0 elsewhere.
+Lion's is ten times that, SGD's and LARS's a thousandth. Adafactor, AdaBound, AMSBound, EGDD and
+exponentiated gradients have none, and Amos has its own.
 
-**Names.** "shampoo" and "soap" renew their roots and bases every 10 steps and use them at once. N and
-D are other intervals and delays. "corrected" is `Refresh(drift_every=5)`. "on the device" is
+**Names.** "shampoo" and "soap" renew their roots and bases every 10 steps and use them at once. N
+and D are other intervals and delays. "corrected" is `Refresh(drift_every=5)`. "on the device" is
 `Roots(on="device", tolerance=0.1)`. "heads merged" is `Blocks(merge_below=96)`, which makes the
-language model's attention kernels (96, 4, 24) into matrices of 96 × 96 and not of 384 × 24. The first
-refresh is at step 1 (`start=1`). `lion` and `lamb` are Optax's as well: the tests hold them equal.
+language model's attention kernels (96, 4, 24) into matrices of 96 × 96 and not of 384 × 24. The
+first refresh is at step 1 (`start=1`). `lion` and `lamb` are Optax's as well: the tests hold them
+equal.
 
 `python -m benchmarks.arena.report` makes this page from the results of `benchmarks.arena.run`,
 `.timing`, `.sensitivity`, `.staleness` and `.defaults`.
@@ -61,7 +62,7 @@ def report(standings: Mapping[str, Standing], results: Path, pictures: Path) -> 
     parts += [summary(standings), _pictured("shares", "Each contender's share on each workload")]
     for name, standing in standings.items():
         parts += [f"## {WORKLOADS[name].title}\n", of_workload(name, standing, costs)]
-    parts += [_pictured("curves", "Training loss over steps, learning rates tuned, b1 at its default")]
+    parts += [_pictured("curves", "Training loss over steps at tuned rates and the default b1")]
     for study in (sensitivity, staleness, defaults):
         parts += study.section(results, pictures)
     return "\n".join(parts)
