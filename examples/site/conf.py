@@ -1,5 +1,6 @@
 """The documentation site: `python -m sphinx -W -b html examples/site build/site`."""
 
+import re
 from typing import Any
 
 import optax_zoo
@@ -34,11 +35,12 @@ nb_execution_timeout = 240
 nb_merge_streams = True
 
 
-# Links of pages and notebooks work in a checkout; here the same files have other places.
-PLACES = {
-    "](../notebooks/": "](notebooks/",
-    "](../site/": "](../",
-    "](../../benchmarks/arena/REPORT.md": "](arena.md",
+# Links between notebooks, pages and the report are written for a checkout. The site has these files
+# elsewhere, and reaches notebooks through a symbolic link, which plain links do not follow.
+LINKS = {
+    r"(?:\.\./notebooks/)?(\w+)\.ipynb": r"/notebooks/\2",
+    r"\.\./site/(\w+)\.md(?:#[\w-]+)?": r"/\2",
+    r"\.\./\.\./benchmarks/arena/(REPORT)\.md": "/arena",
 }
 
 
@@ -51,8 +53,9 @@ def setup(app: Any) -> None:
 
     def linked(app, docname, source):
         del app, docname
-        for place, here in PLACES.items():
-            source[0] = source[0].replace(place, here)
+        for link, page in LINKS.items():
+            link = rf"(?<!!)\[([^][\"]+)\]\({link}\)"
+            source[0] = re.sub(link, rf"{{doc}}`\1 <{page}>`", source[0])
 
     app.connect("autodoc-process-signature", public)
     app.connect("source-read", linked)
