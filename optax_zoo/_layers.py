@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from optax_zoo import _checks, _moments
 
@@ -84,7 +85,15 @@ def one_per_leaf(tree: Any, dtype: Any = jnp.float32) -> jax.Array:
     Inside `jax.shard_map` it varies over the axes that a leaf varies over, as that will, so that
     the state goes round a loop.
     """
-    return jnp.array([jnp.ones_like(x, dtype, shape=()) for x in jax.tree.leaves(tree)], dtype)
+    return jnp.array([_one(x, dtype) for x in jax.tree.leaves(tree)], dtype)
+
+
+def _one(x: Any, dtype: Any) -> jax.Array:
+    sharding = None if isinstance(x, jax.core.Tracer) else getattr(x, "sharding", None)
+    if isinstance(sharding, NamedSharding) and sharding.is_fully_replicated:
+        # From 0.11 on JAX gives it the leaf's sharding, which may be of too many axes.
+        return jnp.ones((), dtype, device=NamedSharding(sharding.mesh, PartitionSpec()))
+    return jnp.ones_like(x, dtype, shape=())
 
 
 def safe_norms(x: jax.Array, layer_axes: int) -> jax.Array:
