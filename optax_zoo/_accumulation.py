@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from optax_zoo import _checks, _moments
+from optax_zoo import _checks, _moments, _states
 
 
 class AccumulateInMomentumState(NamedTuple):
@@ -152,6 +153,14 @@ def accumulate_in_momentum(
         )
 
     def update(updates, state, params=None, **extra_args):
+        _states.check_state(
+            state,
+            AccumulateInMomentumState,
+            updates,
+            moments=("mu", "mean"),
+            options={"mean": (f"nesterov={nesterov}", nesterov)},
+        )
+        _check_then_state(then, state.then, updates if params is None else params)
         first, last, mini_step = _advance(state.mini_step, every_k)
         if nesterov:
             mean = jax.tree.map(
@@ -255,6 +264,8 @@ def accumulate_in_adam(
         )
 
     def update(updates, state, params=None, **extra_args):
+        _states.check_state(state, AccumulateInAdamState, updates, moments=("mu", "nu"))
+        _check_then_state(then, state.then, updates if params is None else params)
         first, last, mini_step = _advance(state.mini_step, every_k)
         count = optax.safe_increment(state.count)
         mu = jax.tree.map(
@@ -290,6 +301,8 @@ def accumulate_in_adam(
 
 def _check_every_k(every_k: Any) -> None:
     remedy = "pass the number of gradients per step, e.g. 4"
+    if isinstance(every_k, np.ndarray) and every_k.ndim == 0:
+        every_k = every_k.item()
     if not isinstance(every_k, jax.Array):
         _checks.check_integer("every_k", every_k, at_least=1, remedy=remedy)
     elif every_k.ndim or not jnp.issubdtype(every_k.dtype, jnp.integer):
@@ -301,6 +314,14 @@ def _checked_then(then: Any) -> optax.GradientTransformationExtraArgs | None:
         return None
     _checks.check_transformation("then", then)
     return optax.with_extra_args_support(then)
+
+
+def _check_then_state(then: Any, state: Any, params: Any) -> None:
+    """Raises unless the state of `then` is one that its `init` would make."""
+    if then is None:
+        _states.check_foreign("then=None", state, lambda _: (), params)
+    else:
+        _states.check_foreign("the transformation in then", state, then.init, params)
 
 
 def _advance(mini_step: Any, every_k: Any) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_zoo import _checks, _links, _moments
+from optax_zoo import _checks, _links, _moments, _states
 
 # The reciprocal's square is finite in float32.
 _LEAST_EPS = 2.0**-62
@@ -95,6 +95,7 @@ def scale_by_adax(
 
     def update(updates, state, params=None, **extra_args):
         del params, extra_args
+        _states.check_state(state, AdaxState, updates, moments=("mu", "nu"))
         count = optax.safe_increment(state.count)
         c = _moments.power_minus_one(log_growth, count)  # inf in the end: w = 0
         weight, eps_t = b2 / c, jnp.maximum(eps / jnp.sqrt(c), _LEAST_EPS)

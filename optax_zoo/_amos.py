@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_zoo import _checks, _layers, _links, _moments
+from optax_zoo import _checks, _layers, _links, _moments, _states
 
 # Below this a second moment counts as this: its reciprocal is still finite in float32.
 _LEAST_V = 2.0**-125
@@ -70,8 +70,9 @@ def scale_by_amos(
 
     Args:
       learning_rate: :math:`\xi`, a number or a schedule, called with the 1-based step as in the
-        authors' code (Optax's convention is 0-based). Advised is :math:`1 / \sqrt N` for a data
-        set of :math:`N` independent batches.
+        authors' code (Optax's convention is 0-based). Under `optax.inject_hyperparams` Optax calls
+        it, with the 0-based step: give it `lambda t: schedule(t + 1)` for the same rates. Advised
+        is :math:`1 / \sqrt N` for a data set of :math:`N` independent batches.
       eta_fn: `(name, shape) -> eta > 0` for each parameter, whose name is a tuple of strings (keys,
         attributes, indices); :func:`flax_scales` knows Flax's. In `static_args` of
         `optax.inject_hyperparams`, which would take it for a schedule.
@@ -135,22 +136,20 @@ def scale_by_amos(
         u = toward / (1 + d_coef * _moments.root(xi * eta) * b)
         return u, v, b + gamma * (1 + b)
 
-    def slots(params):
-        def zeros(path, p):
-            name, shape = _layers.path_names(path), jnp.shape(p)
-            _check_eta(name, eta_fn(name, shape))
-            full = jnp.zeros_like(p, dtype=jnp.finfo(_moments.wide_dtype(p)).dtype)
-            if shape_fn is None:
-                return full
-            slot = _checked_slot(name, shape, shape_fn(name, shape))
-            # A mean, so that devices share it as they will the means of the gradients.
-            return _narrow(_mean(full, slot), slot)
+    def slot_shape(name, shape):
+        return shape if shape_fn is None else _checked_slot(name, shape, shape_fn(name, shape))
 
-        return jax.tree_util.tree_map_with_path(zeros, params)
+    def zeros(path, p):
+        name, shape = _layers.path_names(path), jnp.shape(p)
+        _check_eta(name, eta_fn(name, shape))
+        full = jnp.zeros_like(p, dtype=jnp.finfo(_moments.wide_dtype(p)).dtype)
+        slot = slot_shape(name, shape)
+        # A mean, so that devices share it as they will the means of the gradients.
+        return full if slot == shape else _narrow(_mean(full, slot), slot)
 
     def init(params):
         _checks.check_params(params, who="scale_by_amos")
-        v = slots(params)
+        v = jax.tree_util.tree_map_with_path(zeros, params)
         # Each array is its own buffer, or the state could not be donated.
         b = optax.tree.zeros_like(v)
         return AmosState(count=jnp.zeros((), jnp.int32), v=v, b=b)
@@ -158,14 +157,21 @@ def scale_by_amos(
     def update(updates, state, params=None, **extra_args):
         del extra_args
         _checks.require_params(params, who="Amos")
+        _states.check_kind(state, AmosState)
         count = optax.safe_increment(state.count)
         xi = learning_rate(count) if callable(learning_rate) else learning_rate
         correction = _moments.bias_correction(beta, count)
         with_paths, structure = jax.tree_util.tree_flatten_with_path(updates)
-        columns = map(structure.flatten_up_to, (params, state.v, state.b))
+        vs_and_bs = (
+            _states.leaf_by_leaf(f"AmosState.{field}", getattr(state, field), updates)
+            for field in ("v", "b")
+        )
+        columns = structure.flatten_up_to(params), *vs_and_bs
         us, vs, bs = [], [], []
         for (path, g), p, v, b in zip(with_paths, *columns, strict=True):
-            eta = eta_fn(_layers.path_names(path), jnp.shape(g))
+            name, shape = _layers.path_names(path), jnp.shape(g)
+            _check_slot(name, slot_shape(name, shape), v, b)
+            eta = eta_fn(name, shape)
             wide_v, wide_b = (_expand(slot, jnp.ndim(g)) for slot in (v, b))
             u, wide_v, wide_b = step(g, p, wide_v, wide_b, eta, xi, correction)
             us.append(u.astype(jnp.result_type(g)))
@@ -212,6 +218,16 @@ def _check_eta(name: Name, eta: Any) -> None:
     )
 
 
+def _check_slot(name: Name, wanted: Shape, *slots: Any) -> None:
+    """Raises unless the state's slots of a parameter have this shape."""
+    for slot in slots:
+        if slot.shape != wanted:
+            raise ValueError(
+                f"shape_fn asks for slots of the shape {wanted} for the parameter "
+                f"{_layers.joined(name)}, and the state's have {slot.shape}; {_states.REMEDY}"
+            )
+
+
 def _checked_slot(name: Name, shape: Shape, slot: Any) -> Shape:
     """`slot` as a tuple of ints that broadcasts to `shape`."""
     got = f"shape_fn gave {slot!r} for the parameter {_layers.joined(name)} of shape {shape}"
@@ -246,7 +262,8 @@ def amos(
 
     Args:
       learning_rate: :math:`\xi`, about :math:`1 / \sqrt N` for a data set of :math:`N` batches; a
-        number or a schedule of the 1-based step.
+        number or a schedule of the 1-based step (of the 0-based one, plus 1, under
+        `optax.inject_hyperparams`: see :func:`scale_by_amos`).
       eta_fn: `(name, shape) -> eta > 0`, see :func:`scale_by_amos`. Belongs, as `shape_fn`, into
         `static_args` of `optax.inject_hyperparams`.
       shape_fn: `(name, shape) -> shape` of the slots; None: as the parameters.
@@ -295,5 +312,6 @@ def amos(
     if momentum is not None:
         _checks.check_decay_rate("momentum", momentum, 0.9)
         if not _checks.is_zero(momentum):
-            links.append(_links.in_float32(optax.ema(momentum, debias=False)))
+            average = optax.ema(momentum, debias=False)
+            links.append(_links.in_float32(average, optax.EmaState, "ema"))
     return optax.chain(*links, optax.scale(-1.0))

@@ -247,7 +247,8 @@ def stacked(stacks: Sequence[jax.Array]) -> jax.Array:
         return stacks[0]
     # Written in place, each element once: `concatenate` copies what was computed first.
     length = sum(len(part) for part in stacks)
-    stack, start = jnp.zeros((length, *stacks[0].shape[1:]), jnp.result_type(*stacks)), 0
+    dtype = max((part.dtype for part in stacks), key=lambda dtype: dtype.itemsize)
+    stack, start = jnp.zeros((length, *stacks[0].shape[1:]), dtype), 0
     for part in stacks:
         part = part.astype(stack.dtype)
         stack = jax.lax.dynamic_update_slice_in_dim(stack, part, start, 0)
@@ -274,7 +275,7 @@ def varying_like(x: jax.Array, others: Any) -> jax.Array:
 
     Within `jax.shard_map` both branches, and what goes into a loop and out, must have one type.
     """
-    first = [y[(0,) * y.ndim] != 0 for y in jax.tree.leaves(others)]
+    first = [y[(0,) * y.ndim].astype(bool) for y in jax.tree.leaves(others)]
     # No version of JAX names these axes as the next one does; XLA takes the choice for `x`.
     return jnp.where(functools.reduce(jnp.logical_or, first), x, x)
 

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-_NUMBERS = (int, float, np.integer, np.floating)
 # The least eps that float32 does not flush to 0, where a weight without gradients has 0 / eps.
 LEAST_EPS = float(jnp.finfo(jnp.float32).tiny)
 
@@ -38,7 +37,7 @@ def check_number(
         return
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
+    if not _is_number(value):
         hint = (
             "; a hyper-parameter that follows the step goes through optax.inject_hyperparams"
             if callable(value)
@@ -58,9 +57,16 @@ def check_number(
         raise ValueError(f"{name} must be {' and '.join(broken)}, got {value!r}; {remedy}")
 
 
+def _is_number(value: Any) -> bool:
+    """Whether `value` is a real number of Python's, NumPy's or ml_dtypes' (bfloat16, ...)."""
+    if isinstance(value, np.generic):
+        return any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.integer, jnp.floating))
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def is_zero(value: Any) -> bool:
     """Whether `value` is the number 0, not an array or a schedule that may be."""
-    is_number = isinstance(value, (*_NUMBERS, np.ndarray))
+    is_number = _is_number(value) or isinstance(value, np.ndarray)
     return is_number and np.ndim(value) == 0 and value == 0
 
 

@@ -8,9 +8,14 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from optax_zoo import _checks, _moments
+from optax_zoo import _checks, _moments, _states
 
 Bounds = Callable[[Any], tuple[Any, Any]]
+
+_NO_BASE = (
+    "the bounds are final_lr times the rate over base_lr, and a schedule may start at 0; pass the "
+    "peak, e.g. base_lr=1e-3"
+)
 
 
 class DynamicBoundsState(NamedTuple):
@@ -21,6 +26,8 @@ class DynamicBoundsState(NamedTuple):
       mu: First moment.
       nu: Second moment.
       nu_max: Largest second moment so far, for AMSBound; None otherwise.
+      base_lr: The rate that `final_lr` belongs to, where `learning_rate` is an array and nobody
+        said: the one that `init` met. None otherwise.
       clipping: The last update's (scale, eps, lower, upper), float32: coordinate i had the rate
         clip(scale / (sqrt(nu_i) + eps), lower, upper). Shares at the bounds and effective rates
         follow from it on demand; counted in every update they would cost 3 to 5 × the update.
@@ -38,6 +45,7 @@ class DynamicBoundsState(NamedTuple):
     mu: optax.Updates
     nu: optax.Updates
     nu_max: Any
+    base_lr: Any
     clipping: jax.Array
 
 
@@ -71,10 +79,12 @@ def scale_by_dynamic_bounds(
 
     Args:
       learning_rate: :math:`\eta_t`, a number or a schedule (called with the 0-based step, as
-        everywhere in Optax).
+        everywhere in Optax). `optax.inject_hyperparams` makes an array of either.
       final_lr: :math:`f`, the rate that both bounds close in on.
-      base_lr: :math:`\eta_0`, the rate that `final_lr` belongs to; None: `learning_rate`. Must be
-        given with a schedule, whose first value may be 0.
+      base_lr: :math:`\eta_0`, the rate that `final_lr` belongs to. None: `learning_rate`, of an
+        array the value that `init` met, as released; it must be positive (traced and 0, there are
+        no steps). Under `optax.inject_hyperparams` that is a schedule's first value, so give the
+        peak if there is a warm-up. Must be given with a schedule.
       b1: Decay of the first moment, in [0, 1).
       b2: Decay of the second moment, in [0, 1).
       gamma: :math:`\gamma > 0`, how fast the bounds close.
@@ -90,8 +100,8 @@ def scale_by_dynamic_bounds(
       12); updates keep their dtype.
 
     Raises:
-      ValueError: If a number is out of range, bounds are inverted at step 1, or `learning_rate`
-        is a schedule without `base_lr`.
+      ValueError: If a number is out of range, bounds are inverted at step 1, `learning_rate`
+        is a schedule without `base_lr` or, at `init`, an array that is not positive.
       TypeError: If an argument has the wrong type, or a parameter is not floating-point.
 
     Examples:
@@ -108,8 +118,10 @@ def scale_by_dynamic_bounds(
     """
     _check_arguments(learning_rate, final_lr, base_lr, b1, b2, gamma, eps, bounds)
     _checks.check_flag("amsbound", amsbound)
+    # The factory may be called anew with another array in each step: the state knows the first.
+    keeps_base = base_lr is None and bounds is None and isinstance(learning_rate, jax.Array)
 
-    def interval(count, rate):
+    def interval(count, rate, base):
         """The bounds of step `count`, a schedule's drop included."""
         if bounds is None:
             t = jnp.asarray(count, float)
@@ -118,28 +130,33 @@ def scale_by_dynamic_bounds(
             upper = final_lr * ((gamma * t + 1) / (gamma * t))
         else:
             lower, upper = bounds(count)
-        if base_lr is None:
+        if base is None:
             return lower, upper
-        relative = rate / base_lr
+        relative = jnp.where(base > 0, rate / jnp.where(base > 0, base, 1), 0)
         # A schedule may pass 0, and 0 · inf must not become NaN.
         return lower * relative, jnp.where(relative > 0, upper * relative, 0)
 
     def init(params):
         _checks.check_params(params, who="scale_by_dynamic_bounds")
+        if keeps_base:
+            _check_first_rate(learning_rate)
         # Each array is its own buffer, or the state could not be donated.
         return DynamicBoundsState(
             count=jnp.zeros((), jnp.int32),
             mu=_moments.zeros(params),
             nu=_moments.real_zeros(params),
             nu_max=_moments.real_zeros(params) if amsbound else None,
+            base_lr=jnp.array(learning_rate) if keeps_base else None,
             clipping=jnp.zeros(4, jnp.float32),
         )
 
     def update(updates, state, params=None, **extra_args):
         del params, extra_args
+        _check_state(state, updates, amsbound=amsbound)
         count = optax.safe_increment(state.count)
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
-        lower, upper = interval(count, rate)
+        base = state.base_lr if keeps_base else base_lr
+        lower, upper = interval(count, rate, base)
         scale = (
             rate
             * jnp.sqrt(_moments.bias_correction(b2, count))
@@ -161,6 +178,7 @@ def scale_by_dynamic_bounds(
             mu=optax.tree.cast_like(mu, state.mu),
             nu=optax.tree.cast_like(nu, state.nu),
             nu_max=optax.tree.cast_like(nu_max, state.nu_max) if amsbound else None,
+            base_lr=base if keeps_base else None,
             clipping=jnp.array([scale, eps, lower, upper], jnp.float32),
         )
         return jax.tree.map(direction, updates, mu, ruling), new_state
@@ -171,11 +189,7 @@ def scale_by_dynamic_bounds(
 def _check_arguments(learning_rate, final_lr, base_lr, b1, b2, gamma, eps, bounds) -> None:
     if callable(learning_rate):
         if base_lr is None and bounds is None:
-            raise ValueError(
-                "base_lr is None while learning_rate is a schedule: the bounds are final_lr times "
-                "the schedule over base_lr, and a schedule may start at 0; pass the peak, e.g. "
-                "base_lr=1e-3"
-            )
+            raise ValueError(f"base_lr is None while learning_rate is a schedule: {_NO_BASE}")
     else:
         # Without base_lr the rate itself is the reference that the bounds scale with.
         _checks.check_number(
@@ -194,6 +208,23 @@ def _check_arguments(learning_rate, final_lr, base_lr, b1, b2, gamma, eps, bound
     _checks.check_number("eps", eps, above=0.0, remedy="pass e.g. 1e-8")
     if bounds is not None:
         _check_bounds(bounds)
+
+
+def _check_first_rate(rate: jax.Array) -> None:
+    """Raises if the rate that `init` met is known and can be no `base_lr`."""
+    if not isinstance(rate, Tracer) and not rate > 0:
+        raise ValueError(f"base_lr is None while learning_rate starts at {rate}: {_NO_BASE}")
+
+
+def _check_state(state: Any, updates: Any, *, amsbound: bool) -> None:
+    # Without AMSBound the maximum is left behind; with it there is none to start from.
+    _states.check_state(
+        state,
+        DynamicBoundsState,
+        updates,
+        moments=("mu", "nu", "nu_max"),
+        options={"nu_max": ("amsbound=True", True)} if amsbound else {},
+    )
 
 
 def _check_bounds(bounds: Any) -> None:

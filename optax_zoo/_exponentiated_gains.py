@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_zoo import _checks, _layers, _moments
+from optax_zoo import _checks, _layers, _moments, _states
 
 # Added to both norms of the cosine, as released.
 _NORM_EPS = 1e-10
@@ -149,8 +149,8 @@ def scale_by_exponentiated_gains(
             complex_remedy="a complex number has no sign; use "
             "optax.contrib.split_real_and_imaginary",
         )
-        leaves = [_moments.wide_dtype(p) for p in jax.tree.leaves(params)]
-        scale = _layers.one_per_leaf(params, jnp.result_type(jnp.float32, *leaves))
+        dtype = _moments.widest_dtype(jax.tree.leaves(params))
+        scale = _layers.one_per_leaf(params, dtype)
         return ExponentiatedGainsState(
             count=jnp.zeros((), jnp.int32),
             scale=jnp.prod(scale) if scope == "global" else scale,
@@ -161,6 +161,10 @@ def scale_by_exponentiated_gains(
 
     def update(updates, state, params=None, **extra_args):
         del params, extra_args
+        _states.check_state(
+            state, ExponentiatedGainsState, updates, moments=("gains", "momentum", "average")
+        )
+        _check_scope(state.scale, scope)
         count = optax.safe_increment(state.count)
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
         corrected = _moments.bias_correction(beta, jnp.maximum(state.count, 1))
@@ -268,6 +272,16 @@ def _norm(leaves: Sequence[jax.Array]) -> jax.Array:
     """The norm of all leaves together; where squares overflow it is inf, and the cosine 0."""
     squares = [jnp.sum(_moments.abs_sq(leaf)) for leaf in leaves]
     return _moments.root(jnp.asarray(sum(squares)))
+
+
+def _check_scope(scale: Any, scope: str) -> None:
+    """Raises unless the state's scale is that of the scope."""
+    if jnp.ndim(scale) != (scope == "leaf"):
+        raise ValueError(
+            f"scope={scope!r} has {'a scale for each leaf' if scope == 'leaf' else 'one scale'}, "
+            f"and the state's has the shape {jnp.shape(scale)}: it was made with the other scope; "
+            f"{_states.REMEDY}"
+        )
 
 
 def _check_arguments(learning_rate, momentum, beta, gain_lr, scale_lr, scope) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from optax_zoo import _checks, _moments
+from optax_zoo import _checks, _moments, _states
 
 # A step multiplies by at most exp(±20): the next gradient sees the result, not an overflow.
 _MAX_EXPONENT = 20.0
@@ -104,6 +104,8 @@ def exponentiated_gradient(
     _checks.check_choice("domain", domain, ("positive", "simplex", "signed"))
     _check_axis(axis, domain)
     scheduled = callable(learning_rate) or callable(weight_decay)
+    rates = f"learning_rate={learning_rate!r} with weight_decay={weight_decay!r}"
+    options = {"count": (rates, scheduled), "beta": (f"domain={domain!r}", domain == "signed")}
 
     def step(g, theta, beta, rate, decay):
         """The update of one leaf, float32 or wider."""
@@ -130,12 +132,15 @@ def exponentiated_gradient(
     def update(updates, state, params=None, **extra_args):
         del extra_args
         _checks.require_params(params, who="exponentiated_gradient")
+        _states.check_state(
+            state, ExponentiatedGradientState, updates, moments=("beta",), options=options
+        )
         rate: Any = learning_rate(state.count) if callable(learning_rate) else learning_rate
         decay: Any = weight_decay(state.count) if callable(weight_decay) else weight_decay
 
         def additive(g, p, beta=None):
             dtypes = jnp.result_type(p), jnp.result_type(g)
-            theta = jnp.asarray(p, jnp.promote_types(_moments.wide_dtype(p), dtypes[1]))
+            theta = jnp.asarray(p, _moments.widest_dtype((p, g)))
             change = step(_moments.widen(g), theta, beta, rate, decay)
             return _within_range(theta, change, *dtypes, signed=domain == "signed")
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from optax_zoo import _checks, _layers
+from optax_zoo import _checks, _layers, _states
 from optax_zoo._accumulation import AccumulateInAdamState, AccumulateInMomentumState
 from optax_zoo._adax import AdaxState
 from optax_zoo._amos import AmosState
@@ -17,7 +17,7 @@ from optax_zoo._dynamic_bounds import DynamicBoundsState
 from optax_zoo._exponentiated_gains import ExponentiatedGainsState
 from optax_zoo._exponentiated_gradient import ExponentiatedGradientState
 from optax_zoo._layerwise import LayerwiseTrustRatioState
-from optax_zoo._shampoo._soap import InBases, SoapState
+from optax_zoo._shampoo._soap import SoapState
 from optax_zoo._shampoo._transformation import ShampooState
 from optax_zoo._sign_momentum import SignMomentumState
 
@@ -107,7 +107,7 @@ def inspect(opt_state: Any, params: Any = None) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     homes: dict[Any, list[str]] = defaultdict(list)
     # A list, so that no scope is gone whose id another could get.
-    for state, scope in list(_states((opt_state,), opt_state)):
+    for state, scope in list(_known_states((opt_state,), opt_state)):
         columns = _reader(state).columns(state)
         leaves = max(map(len, columns.values()), default=0)
         names, are_places = _names(state, scope, params, leaves)
@@ -205,8 +205,8 @@ _READERS = (
     _Reader(SignMomentumState, "mu", _momentum),
     _Reader(AccumulateInMomentumState, "mu", _momentum),
     _Reader(AccumulateInAdamState, "mu", _both_moments),
-    _Reader(ShampooState, "mu", _report),
-    _Reader(SoapState, "nu", _report),
+    _Reader(ShampooState, None, _report),
+    _Reader(SoapState, None, _report),
     # Of Optax's they are asked for names alone, which the trust ratios beside them have not.
     _Reader(optax.ScaleByAdamState, "mu"),
     _Reader(optax.TraceState, "trace"),
@@ -267,15 +267,15 @@ def _quantiles(name: str, arrays: list[np.ndarray]) -> Columns:
 # --- states and names -------------------------------------------------------------------------
 
 
-def _states(parts: tuple[Any, ...], scope: Any) -> Iterator[tuple[Any, Any]]:
+def _known_states(parts: tuple[Any, ...], scope: Any) -> Iterator[tuple[Any, Any]]:
     """Every known state, an outer one before those inside it, with what is under the same mask."""
     kinds = (optax.MaskedState, *_KINDS)
     for node in jax.tree.leaves(parts, is_leaf=lambda node: isinstance(node, kinds)):
         if isinstance(node, optax.MaskedState):
-            yield from _states((node.inner_state,), node.inner_state)
+            yield from _known_states((node.inner_state,), node.inner_state)
         elif isinstance(node, kinds):
             yield node, scope
-            yield from _states(tuple(node), scope)
+            yield from _known_states(tuple(node), scope)
 
 
 def _names(state: Any, scope: Any, params: Any, leaves: int) -> tuple[list[str], bool]:
@@ -286,19 +286,24 @@ def _names(state: Any, scope: Any, params: Any, leaves: int) -> tuple[list[str],
     places = [str(index) for index in range(leaves)]
     if params is None:
         return places, True
-    beside = (_moment(other) for other, _ in _states((scope,), scope))
-    for tree in (params, _moment(state), *beside):
-        with_paths = jax.tree_util.tree_flatten_with_path(
-            tree, is_leaf=lambda x: isinstance(x, InBases)
-        )[0]
-        if len(with_paths) == leaves:
-            return [_layers.joined(_layers.path_names(path)) for path, _ in with_paths], False
+    beside = (_known_names(other) for other, _ in _known_states((scope,), scope))
+    for known in (_leaf_names(params), _known_names(state), *beside):
+        if len(known) == leaves:
+            return known, False
     return places, True
 
 
-def _moment(state: Any) -> Any:
+def _known_names(state: Any) -> list[str]:
+    """The leaves that a state knows by name."""
+    if isinstance(state, (ShampooState, SoapState)):
+        return _states.names(state.parameters)
     field = _reader(state).moment
-    return None if field is None else getattr(state, field)
+    return [] if field is None else _leaf_names(getattr(state, field))
+
+
+def _leaf_names(tree: Any) -> list[str]:
+    with_paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return [_layers.joined(_layers.path_names(path)) for path, _ in with_paths]
 
 
 def state_bytes(tx: optax.GradientTransformation, params: Any) -> int:

@@ -89,7 +89,12 @@ def lamb(
     _checks.check_dtype("mu_dtype", mu_dtype)
     check_clip(trust_clip, "trust_clip")
     return optax.chain(
-        _links.in_float32(optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype)),
+        _links.in_float32(
+            optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype),
+            optax.ScaleByAdamState,
+            "mu",
+            "nu",
+        ),
         _links.decay_link(weight_decay, mask, who="lamb"),
         _one_leaf_at_a_time(),
         scale_by_layerwise_trust_ratio(

@@ -84,5 +84,5 @@ def lars(
             layer_axes=layer_axes,
         ),
         _links.learning_rate_link(learning_rate, usual="10.0"),
-        _links.in_float32(optax.trace(momentum, nesterov)),
+        _links.in_float32(optax.trace(momentum, nesterov), optax.TraceState, "trace"),
     )

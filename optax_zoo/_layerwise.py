@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_zoo import _checks, _layers, _moments
+from optax_zoo import _checks, _layers, _moments, _states
 
 
 class LayerwiseTrustRatioState(NamedTuple):
@@ -97,6 +97,7 @@ def scale_by_layerwise_trust_ratio(
     _layers.check_layer_axes(layer_axes)
     fit_decay_mask = _checks.fitted_mask("weight_decay_mask", weight_decay_mask)
     fit_mask = _checks.fitted_mask("mask", mask)
+    count_options = {"count": (f"weight_decay={weight_decay!r}", callable(weight_decay))}
 
     def trust_ratio(u, w, decay, axes):
         u_norm, w_norm = _layers.norms(u, axes), _layers.norms(w, axes)
@@ -125,6 +126,7 @@ def scale_by_layerwise_trust_ratio(
     def update(updates, state, params=None, **extra_args):
         del extra_args
         _checks.require_params(params, who="the layer-wise trust ratio")
+        _states.check_state(state, LayerwiseTrustRatioState, updates, options=count_options)
         decay = weight_decay(state.count) if callable(weight_decay) else weight_decay
         no_decay = _checks.is_zero(decay)
         leaves, structure = jax.tree.flatten(updates)

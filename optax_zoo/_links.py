@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_zoo import _checks, _moments
+from optax_zoo import _checks, _moments, _states
 
 
 def decay_link(
@@ -59,12 +59,14 @@ def clip_link(clip_value: Any) -> optax.GradientTransformation:
     return _in_incoming_dtype(optax.GradientTransformation(init, inner.update))
 
 
-def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+def in_float32(
+    inner: optax.GradientTransformation, kind: type, *moments: str
+) -> optax.GradientTransformation:
     """Runs a link on float32 copies of narrower updates and parameters.
 
     Optax keeps second moments and momentum in the parameters' dtype, where bfloat16 rounds
     0.999·v + 0.001·g² back to v. The state is the link's own, float32 or wider; updates come back
-    in the incoming dtype.
+    in the incoming dtype. The state must be of this kind, its moments of the same parameters.
     """
 
     def init(params):
@@ -76,6 +78,7 @@ def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformat
         return inner.init(jax.tree.map(stand_in, params))
 
     def update(updates, state, params=None):
+        _states.check_state(state, kind, updates, moments=moments)
         wide_params = None if params is None else jax.tree.map(_moments.widen, params)
         return inner.update(jax.tree.map(_moments.widen, updates), state, wide_params)
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_zoo import _checks, _minimax
+from optax_zoo import _checks, _minimax, _moments
 
 Matrix = jax.Array
 
@@ -110,7 +110,7 @@ def inverse_pth_root(
     if not matrix.size:
         nothing = jnp.zeros(matrix.shape[:-2])
         return matrix, InverseRootInfo(nothing, nothing.astype(jnp.int32))
-    dtype = jnp.promote_types(matrix.dtype, jnp.float32)
+    dtype = _moments.wide_dtype(matrix)
     # A Python number would be weakly typed and an array may be wider: neither sets the dtype.
     static_ridge = None if isinstance(ridge, jax.Array) else float(ridge)
     ridge = jnp.asarray(ridge, dtype)
@@ -176,7 +176,8 @@ def _root(
     usable = jnp.isfinite(largest) & (largest > 0)
     identity = jnp.eye(a.shape[0], dtype=a.dtype)
     # A power of two: scaling rounds nothing, and neither sums nor squares overflow.
-    exponent = jnp.where(usable, jnp.frexp(largest)[1], 0)
+    # Not `frexp`, whose exponent forgets its mesh in JAX 0.12.
+    exponent = jnp.where(usable, jnp.floor(jnp.log2(largest)), -1).astype(jnp.int32) + 1
     a = jnp.where(usable, _times_power_of_two(a, -exponent), identity)
     if iterate is None:
         eigenvalues, vectors = eigh(a)
@@ -202,7 +203,8 @@ def _root(
 def _times_power_of_two(x: jax.Array, exponent: jax.Array) -> jax.Array:
     """x 2^exponent in two factors, as one alone may not be representable."""
     half = exponent // 2
-    one = jnp.ones((), x.dtype)
+    # Made of the exponent: in JAX 0.12 `ldexp` takes the mesh of its first argument alone.
+    one = (0 * exponent + 1).astype(x.dtype)
     return x * jnp.ldexp(one, half) * jnp.ldexp(one, exponent - half)
 
 

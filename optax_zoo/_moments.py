@@ -1,6 +1,7 @@
 """Moving averages of gradients, kept in float32 or wider whatever the parameters' dtype."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -12,6 +13,13 @@ def wide_dtype(x: Any) -> Any:
     dtype = jnp.result_type(x)
     narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
     return jnp.dtype(jnp.float32) if narrow else dtype
+
+
+def widest_dtype(leaves: Iterable[Any]) -> Any:
+    """What holds all of these real arrays: float32, or wider if one of them is."""
+    # Not `jnp.result_type`, which refuses two dtypes under JAX's strict promotion.
+    dtypes = [jnp.dtype(jnp.float32), *map(wide_dtype, leaves)]
+    return max(dtypes, key=lambda dtype: dtype.itemsize)
 
 
 def widen(x: Any) -> jax.Array:

@@ -67,7 +67,8 @@ def real_scalar(name: str, value: Any) -> jax.Array:
     dtype = jnp.result_type(value)
     if jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(f"{name} must return a real scalar, got {dtype}; take e.g. its real part")
-    return jnp.asarray(value, jnp.promote_types(dtype, jnp.float32))
+    floating = jnp.issubdtype(dtype, jnp.floating)
+    return jnp.asarray(value, _moments.wide_dtype(value) if floating else jnp.float32)
 
 
 def standard_normal(key: jax.Array, tree: Any) -> Any:

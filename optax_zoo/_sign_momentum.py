@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_zoo import _checks, _links, _moments
+from optax_zoo import _checks, _links, _moments, _states
 
 
 class SignMomentumState(NamedTuple):
@@ -100,6 +100,7 @@ def scale_by_sign_momentum(
 
     def update(updates, state, params=None, **extra_args):
         del params, extra_args
+        _states.check_state(state, SignMomentumState, updates, moments=("mu",))
         mu = jax.tree.map(lambda g, m: _moments.ema(g, m, b2), updates, state.mu)
         directions = jax.tree.map(direction, updates, state.mu, mu)
         return directions, SignMomentumState(mu=optax.tree.cast_like(mu, state.mu))

@@ -88,6 +88,11 @@ def init(stack: Stack, dtype: Any, basis_dtype: Any, blocks: Any) -> Bases:
     )
 
 
+def taken_over(own: Bases, basis_dtype: Any) -> Bases:
+    """Bases that were kept in another dtype."""
+    return own._replace(bases=own.bases.astype(basis_dtype or own.statistics.dtype))
+
+
 def first_moments(shape: tuple[int, ...], dtype: Any, blocks: Any, *, has_mu: bool) -> Moments:
     """Zeros."""
     return Moments(jnp.zeros(shape, dtype) if has_mu else None, jnp.zeros(shape, dtype), blocks)
@@ -104,18 +109,6 @@ def along_axes(parts: Sequence[tuple[Stack, jax.Array]], blocks: jax.Array) -> j
         return x
 
     return _blocks.by_block(one, blocks, [matrices for _, matrices in parts])
-
-
-def check_blocks(plan: _blocks.Plan, moments: Sequence[Moments], *, divided: bool) -> None:
-    """Raises unless the state has as many blocks, as large; on a mesh there may be more places."""
-    wanted = [(group.length, *group.sizes) for group in plan.groups]
-    found = [own.nu.shape for own in moments]
-    first = 1 if divided else 0
-    if [shape[first:] for shape in found] != [shape[first:] for shape in wanted]:
-        raise ValueError(
-            "updates must have the shapes of the parameters that `init` was given: they are cut "
-            f"into stacks of blocks {wanted}, the state's are {found}; start with `init(params)`"
-        )
 
 
 def into(parts: Sequence[tuple[Stack, Bases]], blocks: jax.Array) -> jax.Array:
@@ -301,5 +294,5 @@ def _adopted(stack: Stack, own: Bases, delivery: Delivery, age: Any) -> tuple[Ba
         age=jnp.where(good, jnp.asarray(age, jnp.int32), own.age),
         residual=jnp.where(good, residual, own.residual),
         condition=jnp.where(good, condition, own.condition),
-        failures=own.failures + ~good,
+        failures=own.failures + (~good).astype(jnp.int32),
     ), jnp.where(good[..., None, None], turn, kept)

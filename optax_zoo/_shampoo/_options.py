@@ -1,14 +1,16 @@
 """Errors about the options that Shampoo and SOAP share."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.core import Tracer
 from jax.sharding import AxisType
 
-from optax_zoo import _blocks, _checks, _layers, _owners
+from optax_zoo import _blocks, _checks, _layers, _owners, _states
 from optax_zoo._shampoo._roots import Roots
 from optax_zoo._shampoo._schedule import Refresh
+from optax_zoo._shampoo._statistics import Stack
 
 # From which jax.pure_callback reaches the host.
 _WITH_CALLBACKS = {"cpu", "gpu", "cuda", "rocm", "tpu"}
@@ -108,6 +110,41 @@ def _is_on(mesh: jax.sharding.Mesh, sharding: Any) -> bool:
     if AxisType.Explicit in (*mesh.axis_types, *other.axis_types):  # then they are one program's
         return other == mesh
     return [*other.devices.flat] == [*mesh.devices.flat]
+
+
+def check_state(
+    state: Any,
+    kind: type,
+    field: str,
+    plan: _blocks.Plan,
+    stacks: Sequence[Stack],
+    blocks: _blocks.Blocks,
+    owners: _owners.Owners | None,
+    updates: Any,
+) -> None:
+    """Raises unless a state is one of these parameters, cut like that and divided like that."""
+    _states.check_kind(state, kind)
+    _states.check_described(kind.__name__, state.parameters, updates)
+    found = getattr(state, field)
+    for own in found:
+        was = 1 if own.blocks is None else len(own.blocks)
+        if (own.blocks is None) != (owners is None) or (owners and was != owners.count):
+            now = "mesh is None" if owners is None else f"mesh divides it among {owners.count}"
+            divided = "whole" if own.blocks is None else f"divided among {was} devices"
+            raise ValueError(
+                f"{now}, and the {kind.__name__} is {divided}; move it with zoo.reshard(state, "
+                "tx.init(params)), or pass the mesh that it was made with"
+            )
+    if owners is not None:
+        tables = _owners.places(plan, owners.count)
+        stacks = [s._replace(length=tables[s.group].size) for s in stacks]
+    wanted = [(s.length, len(s.axes), s.order) for s in stacks]
+    kept = [own.statistics.shape[:3] for own in found]
+    if kept != wanted:
+        raise ValueError(
+            f"blocks={blocks!r} with these layer_axes makes factors (blocks, factors, order) "
+            f"{wanted}, and the {kind.__name__} has {kept}; {_states.REMEDY}"
+        )
 
 
 def check_callbacks(roots: Roots) -> None:

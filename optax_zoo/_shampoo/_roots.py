@@ -310,5 +310,5 @@ def _adopted(stack: Stack, factors: Factors, delivery: Delivery, age: Any) -> Fa
         residual=jnp.where(good, residual, factors.residual),
         iterations=jnp.where(good, iterations.astype(jnp.int32), factors.iterations),
         condition=jnp.where(good, condition, factors.condition),
-        failures=factors.failures + ~good,
+        failures=factors.failures + (~good).astype(jnp.int32),
     )

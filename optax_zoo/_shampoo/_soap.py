@@ -8,15 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_zoo import _blocks, _checks, _layers, _links, _moments, _owners, _routes
+from optax_zoo import _blocks, _checks, _layers, _links, _moments, _owners, _routes, _states
 from optax_zoo._shampoo import _bases, _direction, _options, _statistics
 from optax_zoo._shampoo._refresh import Refresher
 from optax_zoo._shampoo._roots import Roots
 from optax_zoo._shampoo._schedule import Refresh, Schedule
-
-
-class InBases(NamedTuple):
-    """Stands for a leaf whose moments are kept in the bases."""
 
 
 class SoapState(NamedTuple):
@@ -24,19 +20,19 @@ class SoapState(NamedTuple):
 
     Attributes:
       count: Updates so far, int32; taken back by whole intervals before it overflows.
-      mu: First moment of the leaves that are not preconditioned, like the parameters; None for
-        `b1=0`.
-      nu: Their second moment.
+      mu: First moments of the leaves that are not preconditioned, in tree order; None for `b1=0`.
+      nu: Their second moments.
       bases: Statistics, snapshots and eigenbases, one entry for each stack of equal factors.
       moments: Both moments of the blocks in their bases, one entry for each kind of block.
+      parameters: Their names and shapes, see `_states.described`.
       report: Residual, age, iterations, condition, failures and skipped gradients, an array each
         with one entry per leaf in tree order; `inspect` reads them.
 
     Examples:
       >>> import jax.numpy as jnp, optax_zoo as zoo
       >>> state = zoo.scale_by_soap().init({"w": jnp.ones((4, 2)), "b": jnp.ones(2)})
-      >>> print(state.nu["b"])  # w has its moments in the bases
-      [0. 0.]
+      >>> print(state.nu)  # of b; w has its moments in the bases
+      (Array([0., 0.], dtype=float32),)
     """
 
     count: jax.Array
@@ -44,6 +40,7 @@ class SoapState(NamedTuple):
     nu: Any
     bases: Any
     moments: Any
+    parameters: Any
     report: _direction.LayerReport
 
 
@@ -163,7 +160,7 @@ def scale_by_soap(
         _options.check_placement(params, owners)
         leaves = jax.tree.leaves(params)
         plan, stacks = cut(leaves, _layers.leading_axes(layer_axes, params))
-        dtype = jnp.result_type(jnp.float32, *leaves)
+        dtype = _moments.widest_dtype(leaves)
 
         def first(stacks, blocks, _):
             lengths = {s.group: s.length for s in stacks}
@@ -178,11 +175,12 @@ def scale_by_soap(
         states, (count, report) = _owners.placed(first, plan, stacks, owners, 0.0)
         return SoapState(
             count=count,
-            mu=_plain_zeros(plan, params) if has_momentum else None,
-            nu=_plain_zeros(plan, params),
+            mu=_plain_zeros(plan, leaves) if has_momentum else None,
+            nu=_plain_zeros(plan, leaves),
             # One leaf for a tree without leaves, by which `optax.tree.map_params` finds its way.
             bases=states.bases if leaves else jnp.zeros(()),
             moments=states.moments if leaves else jnp.zeros(()),
+            parameters=_states.described(params) if leaves else jnp.zeros(()),
             report=report,
         )
 
@@ -201,13 +199,18 @@ def scale_by_soap(
             return updates, state
         axes = _layers.leading_axes(layer_axes, updates)
         plan, stacks = cut(leaves, axes)
-        mu, nu = (_plain(plan, structure, tree) for tree in (state.mu, state.nu))
-        _bases.check_blocks(plan, state.moments, divided=owners is not None)
+        _options.check_state(state, SoapState, "bases", plan, stacks, blocks, owners, updates)
+        options = {"mu": (f"b1={b1!r}", True)} if has_momentum else {}
+        _states.check_state(state, SoapState, updates, options=options)
+        mu, nu = state.mu, state.nu
         routes = _routes.routes(plan, leaves, owners)
         step = schedule.next_count(state.count)
         wide = [_moments.widen(u) for u in leaves]
         raw, finite, _, masks, _, skipped = _direction.finite_parts(plan, axes, wide, routes)
-        states = _bases.States(state.bases, state.moments)
+        moments = state.moments
+        if not has_momentum:
+            moments = tuple(own._replace(mu=None) for own in moments)
+        states = _bases.States(state.bases, moments)
         states, rotated, report, nothing = _advanced(
             plan, stacks, refresh, roots, routes, step, states, raw, finite, b2
         )
@@ -219,17 +222,19 @@ def scale_by_soap(
         directions = _turned_back(plan, stacks, routes, states.bases, turned)
         directions |= dict(zip(masks, found, strict=True))
         shaped = [
-            _blocks.like(u, directions[i]).astype(jnp.result_type(u)) for i, u in enumerate(leaves)
+            _blocks.like(x, directions[i]).astype(jnp.result_type(u))
+            for i, (u, x) in enumerate(zip(leaves, wide, strict=True))
         ]
         return structure.unflatten(shaped), SoapState(
             count=step + nothing,
-            mu=_replaced(plan, structure, state.mu, mu),
-            nu=_replaced(plan, structure, state.nu, nu),
+            mu=tuple(mu) if has_momentum else None,
+            nu=tuple(nu),
             bases=states.bases,
             moments=tuple(
                 own._replace(mu=mu, nu=nu)
                 for own, mu, nu in zip(states.moments, mus, nus, strict=True)
             ),
+            parameters=state.parameters,
             report=report._replace(skipped=state.report.skipped + skipped),
         )
 
@@ -259,9 +264,10 @@ def _advanced(
 
     def advanced(stacks, states, gradients, finite, step, b2):
         schedule = Schedule(refresh, on_host=on_host)
-        renewal = _bases.BasesRenewal(stacks, tuple(str(own.bases.dtype) for own in states.bases))
+        bases = tuple(_bases.taken_over(own, roots.dtype) for own in states.bases)
+        renewal = _bases.BasesRenewal(stacks, tuple(str(own.bases.dtype) for own in bases))
         refresher = Refresher(renewal, schedule, on_host=on_host, sharers=sharers)
-        states = states._replace(bases=tuple(map(_statistics.older, states.bases)))
+        states = states._replace(bases=tuple(map(_statistics.older, bases)))
         states = refresher.adopt_due(step, states)  # what is begun below is due later
         gathers = schedule.gathers(step)
         bases = _statistics.gather(stacks, states.bases, gradients, finite, b2, gathers)
@@ -323,31 +329,14 @@ def _by_group(
     return [[pair for pair in pairs if pair[0].group == i] for i in range(len(plan.groups))]
 
 
-def _plain_zeros(plan: _blocks.Plan, params: Any) -> Any:
-    """A moment's start for the leaves that are not preconditioned."""
-    leaves, structure = jax.tree.flatten(params)
-    zeros = [
-        _moments.zeros(p) if core is None else InBases()
-        for p, core in zip(leaves, plan.cores, strict=True)
-    ]
-    return structure.unflatten(zeros)
+def _plain_zeros(plan: _blocks.Plan, leaves: Sequence[Any]) -> Any:
+    """A moment's start for the leaves that are not preconditioned.
 
-
-def _plain(plan: _blocks.Plan, structure: Any, moment: Any) -> list[jax.Array] | None:
-    """The arrays of a moment kept like the parameters."""
-    if moment is None:
-        return None
-    leaves = structure.flatten_up_to(moment)
-    return [x for x, core in zip(leaves, plan.cores, strict=True) if core is None]
-
-
-def _replaced(plan: _blocks.Plan, structure: Any, moment: Any, new: Any) -> Any:
-    """The moment with other arrays in their places; what stands for the others stays."""
-    if moment is None:
-        return None
-    arrays, leaves = iter(new), structure.flatten_up_to(moment)
-    return structure.unflatten(
-        [next(arrays) if core is None else x for x, core in zip(leaves, plan.cores, strict=True)]
+    One leaf for a tree without leaves, as everything that is not like the parameters.
+    """
+    pairs = zip(leaves, plan.cores, strict=True)
+    return (
+        tuple(_moments.zeros(p) for p, core in pairs if core is None) if leaves else jnp.zeros(())
     )
 
 

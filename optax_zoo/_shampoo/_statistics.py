@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_zoo import _blocks, _layers, _triangles
+from optax_zoo import _blocks, _layers, _matrix_roots, _triangles
 
 
 class Stack(NamedTuple):
@@ -115,11 +115,37 @@ def init(
     )
 
 
+def taken_over(stack: Stack, factors: Factors, root_dtype: Any, *, drifts: bool) -> Factors:
+    """Factors that were made without drift correction as those with it, and the other way round.
+
+    What was adopted stays in use: with drift correction its square roots are kept.
+    """
+    dtype = factors.statistics.dtype if root_dtype is None else root_dtype
+    if drifts == (factors.corrected is not None):
+        if factors.roots.dtype == dtype:
+            return factors
+        corrected = factors.corrected.astype(dtype) if drifts else None
+        return factors._replace(roots=factors.roots.astype(dtype), corrected=corrected)
+    kept = _triangles.unpack_pairs(factors.roots, stack.factors).astype(factors.statistics.dtype)
+    if not drifts:
+        adopted = jnp.matmul(kept, kept, precision="highest")
+        roots = _triangles.pack_pairs(adopted.astype(dtype))
+        return factors._replace(roots=roots, corrected=None, drift=None)
+    values, vectors = jax.vmap(_matrix_roots.eigh)(kept)
+    scaled = vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None, :]
+    halves = jnp.matmul(scaled, vectors.swapaxes(-1, -2), precision="highest")
+    return factors._replace(
+        roots=_triangles.pack_pairs(halves.astype(dtype)),
+        corrected=factors.roots.astype(dtype),
+        drift=jnp.zeros_like(factors.residual),
+    )
+
+
 def older(factors: AnyFactors) -> AnyFactors:
     """One step has passed for the roots in use."""
     last = np.iinfo(np.int32).max
     aged = (factors.age >= 0) & (factors.age < last)
-    return factors._replace(age=factors.age + aged)
+    return factors._replace(age=factors.age + aged.astype(jnp.int32))
 
 
 def gather(

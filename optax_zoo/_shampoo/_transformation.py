@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_zoo import _blocks, _checks, _grafting, _layers, _moments, _owners, _routes
+from optax_zoo import _blocks, _checks, _grafting, _layers, _moments, _owners, _routes, _states
 from optax_zoo._shampoo import _direction, _drift, _options, _statistics
 from optax_zoo._shampoo._refresh import Refresher
 from optax_zoo._shampoo._roots import Roots, RootsRenewal
@@ -24,6 +24,7 @@ class ShampooState(NamedTuple):
       graft: Second moment for Adam's norm, like the parameters; the state of another
         `graft_to`; or None.
       factors: Statistics, snapshots and roots, one entry for each stack of equal factors.
+      parameters: Their names and shapes, see `_states.described`.
       report: Residual, age, iterations, condition, failures and skipped gradients, an array each
         with one entry per leaf in tree order; `inspect` reads them.
 
@@ -38,6 +39,7 @@ class ShampooState(NamedTuple):
     mu: Any
     graft: Any
     factors: Any
+    parameters: Any
     report: _direction.LayerReport
 
 
@@ -162,7 +164,7 @@ def scale_by_shampoo(
         _options.check_placement(params, owners)
         leaves = jax.tree.leaves(params)
         plan, stacks = cut(leaves, _layers.leading_axes(layer_axes, params))
-        dtype = jnp.result_type(jnp.float32, *leaves)
+        dtype = _moments.widest_dtype(leaves)
 
         def first(stacks, blocks, epsilon):
             report = _direction.first_report(len(leaves), drifts=drifts)
@@ -180,6 +182,7 @@ def scale_by_shampoo(
             graft=other.init(params) if other else graft,
             # One leaf for a tree without leaves, by which `optax.tree.map_params` finds its way.
             factors=factors if leaves else jnp.zeros(()),
+            parameters=_states.described(params) if leaves else jnp.zeros(()),
             report=report,
         )
 
@@ -195,17 +198,28 @@ def scale_by_shampoo(
         sizes, graft = other.update(structure.unflatten(raw), state.graft, params, **extra_args)
         return [_moments.widen(u) for u in structure.flatten_up_to(sizes)], graft
 
+    def check_state(state, plan, stacks, updates, params):
+        _options.check_state(state, ShampooState, "factors", plan, stacks, blocks, owners, updates)
+        options = {"mu": (f"b1={b1!r}", True)} if has_momentum else {}
+        _states.check_state(state, ShampooState, updates, moments=("mu",), options=options)
+        if graft_to == "adam":
+            _states.check_moment('with graft_to="adam" ShampooState.graft', state.graft, updates)
+        elif other:
+            like = updates if params is None else params
+            _states.check_foreign("the transformation in graft_to", state.graft, other.init, like)
+
     def update(updates, state, params=None, **extra_args):
         leaves, structure = jax.tree.flatten(updates)
         if not leaves:
             return updates, state
         axes = _layers.leading_axes(layer_axes, updates)
         plan, stacks = cut(leaves, axes)
+        check_state(state, plan, stacks, updates, params)
         routes = _routes.routes(plan, leaves, owners)
         step = schedule.next_count(state.count)
         wide = [_moments.widen(u) for u in leaves]
         gradients, raw, finite, skipped = _direction.finite_blocks(plan, axes, wide, routes)
-        momenta, mu = gradients, state.mu
+        momenta, mu = gradients, None
         if has_momentum:
             momenta, mu = _direction.momentum(
                 gradients, structure.flatten_up_to(state.mu), step, b1, nesterov=nesterov
@@ -248,6 +262,7 @@ def scale_by_shampoo(
             mu=mu,
             graft=graft,
             factors=factors,
+            parameters=state.parameters,
             report=report._replace(skipped=state.report.skipped + skipped),
         )
 
@@ -341,6 +356,10 @@ def _advanced_blocks(
     of each group; a zero."""
     schedule = Schedule(refresh, on_host=roots.on == "host")
     drifts = refresh.drift_every is not None
+    factors = tuple(
+        _statistics.taken_over(s, f, roots.dtype, drifts=drifts)
+        for s, f in zip(stacks, factors, strict=True)
+    )
     dtypes = tuple(str(f.roots.dtype) for f in factors)
     renewal = RootsRenewal(stacks, roots, dtypes, halved=drifts)
     refresher = Refresher(renewal, schedule, on_host=roots.on == "host", sharers=sharers)
