@@ -9,10 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from optax_zoo import _sampling
 
 SHAPES = {"w": (3, 4), "b": (4,)}
+
+
+def slow(*values: Any) -> list[Any]:
+    """Values of `parametrize` that run under the marker `slow` alone; a tuple is one case."""
+    return [
+        pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=pytest.mark.slow) for v in values
+    ]
 
 
 def enable_x64(on: bool = True) -> Any:

@@ -83,6 +83,7 @@ def result_lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_batch_study_runs_and_resumes(tmp_path, monkeypatch, capsys):
     settings = batches.Settings(
         optimizers=("sgd",), multiples=(1, 64), trials=3, seeds=2, share=0.03, out=tmp_path
@@ -100,6 +101,7 @@ def test_the_batch_study_runs_and_resumes(tmp_path, monkeypatch, capsys):
     assert result_lines(tmp_path / "batches.jsonl") == runs
 
 
+@pytest.mark.slow
 def test_the_study_of_generalisation_runs_and_resumes(tmp_path, monkeypatch, capsys):
     settings = generalisation.Settings(trials=3, seeds=2, share=0.01, out=tmp_path)
     generalisation.main(settings)

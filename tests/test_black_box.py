@@ -17,6 +17,7 @@ def two_ways():
         yield
 
 
+@pytest.mark.slow
 def test_a_run_ends_in_a_picture_and_a_table(two_ways, tmp_path, capsys):
     assert black_box.main([*TINY.split(), "--out", str(tmp_path)]) == 0
     assert (tmp_path / "black_box.png").read_bytes().startswith(b"\x89PNG")

@@ -248,6 +248,7 @@ def test_values_of_blocks_are_spread_over_their_leaves():
     np.testing.assert_array_equal(found[2], np.full((1, 4, 4), 5.0))
 
 
+@pytest.mark.slow
 @given(trees(), options)
 @settings(max_examples=10)
 def test_every_block_knows_its_layer(tree, blocks):

@@ -87,9 +87,8 @@ def trained(start, processes, devices, folder, *checkpoints):
     return [process.returncode for process in running], errors, files
 
 
-@pytest.mark.parametrize(
-    ("processes", "devices"), [pytest.param(4, 1, marks=pytest.mark.slow), (2, 2)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "devices"), [(4, 1), (2, 2)])
 def test_processes_train_as_one_and_share_the_roots(processes, devices, start, tmp_path):
     codes, errors, files = trained(start, processes, devices, tmp_path)
     assert set(codes) == {0}, errors

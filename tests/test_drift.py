@@ -15,13 +15,13 @@ from test_shampoo_fidelity import ours, updates, worst
 
 import optax_zoo as zoo
 import shampoo_reference as reference
-from helpers import assert_close, assert_finite, assert_same, enable_x64, random_tree
+from helpers import assert_close, assert_finite, assert_same, enable_x64, random_tree, slow
 from optax_zoo import _host, _triangles
 from optax_zoo._shampoo import _drift, _statistics
 from optax_zoo._shampoo._schedule import Schedule
 from shampoo_reference import Setting
 
-SHAPES = {"w": (6, 4), "k": (4, 4, 3), "b": (5,)}
+SHAPES = {"w": (6, 4), "k": (2, 3, 4), "b": (5,)}  # blocks of the same orders: fewer programs
 SIGN = optax.stateless(lambda g, _: jax.tree.map(jnp.sign, g))
 REFRESH = zoo.Refresh(every=6, delay=4, start=2, drift_every=3)
 
@@ -68,15 +68,17 @@ def compare(s: Setting, shapes: Any, *, tolerance: float, dtype: str = "float64"
     assert error > 3 * tolerance, "the correction moves nothing here"
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["p_2", *slow(*(form for form in FORMS if form != "p_2"))])
 def test_the_formula_comes_out_again(form):
     compare(FORMS[form], SHAPES, tolerance=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_on_the_device_and_in_single_precision():
     compare(SLOW, SHAPES, tolerance=TOLERANCE, on="device", dtype="float32")
 
 
+@pytest.mark.slow
 def test_layers_are_corrected_apart():
     s = dataclasses.replace(SLOW, layer_axes={"w": 1})
     grads = turning({"w": (3, 5, 4)})
@@ -103,6 +105,7 @@ def distances(s: Setting, **refresh: Any) -> float:
     return float(np.mean(errors[20:]))
 
 
+@pytest.mark.slow
 def test_corrected_roots_are_nearer_to_fresh_ones():
     s = Setting(b2=0.98, exponent=2, every=20, delay=20, start=5, graft="sgd", ridge=1e-2)
     stale = distances(s)
@@ -111,6 +114,7 @@ def test_corrected_roots_are_nearer_to_fresh_ones():
     assert every_step < every_fifth
 
 
+@pytest.mark.slow
 def test_where_nothing_moves_a_correction_changes_nothing():
     g = random_tree(0, shapes=SHAPES)
     grads = {name: np.stack([x] * 12) for name, x in g.items()}
@@ -165,6 +169,7 @@ def test_inline_prefetched_and_restored_in_mid_refresh_are_the_same_to_the_bit()
         assert_same((first + rest, state), inline)
 
 
+@pytest.mark.slow
 def test_compiled_and_not_compiled_are_the_same():
     grads = noise(12)
     assert_close(run(optimizer(), grads, jit=False), run(optimizer(), grads), rtol=1e-4, atol=1e-5)
@@ -199,6 +204,7 @@ def test_the_state_grows_by_the_corrected_roots_alone():
     )  # a pair of roots, two factors' drift, one leaf's
 
 
+@pytest.mark.slow
 def test_updates_keep_bfloat16():
     grads = noise(12, jnp.bfloat16)
     found, state = run(optimizer(), grads)
@@ -206,6 +212,7 @@ def test_updates_keep_bfloat16():
     assert_finite((found, state))
 
 
+@pytest.mark.slow
 def test_roots_in_half_precision_are_corrected_nearly_as_well():
     grads = noise(14)
     found, _ = run(optimizer(roots=zoo.Roots(ridge=1e-2, dtype=jnp.bfloat16)), grads)
@@ -223,6 +230,7 @@ def test_gradients_that_vanish_or_are_not_finite_leave_finite_updates():
     assert_finite((found, jax.tree.leaves(state[0].mu)))
 
 
+@pytest.mark.slow
 def test_under_vmap_each_steps_as_alone():
     grads = [{"w": g["w"]} for g in noise(5)]
     roots = zoo.Roots(method="eigh", on="device", ridge=1e-2)
@@ -236,6 +244,7 @@ def test_under_vmap_each_steps_as_alone():
     assert_close(jax.tree.map(lambda x: x[1], found), alone[-1], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_all_factors_at_once_are_corrected_as_one_after_the_other(monkeypatch):
     grads = noise(9)
     found, _ = run(optimizer(), grads)

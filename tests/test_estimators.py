@@ -62,6 +62,7 @@ def test_structure_shapes_and_dtypes_are_those_of_the_parameters(make):
     assert (other["w"] != grads["w"]).any()
 
 
+@pytest.mark.slow
 @each
 def test_batches_change_nothing_but_rounding(make):
     params = jnp.linspace(-1, 1, 6).reshape(2, 3)

@@ -40,6 +40,7 @@ def test_every_optimizer_walks(name):
     assert jax.eval_shape(path, jnp.array(RAVINE.start), 0.1).shape == (4, 2)
 
 
+@pytest.mark.slow
 def test_tuned_paths_lead_down_and_are_drawn(short, tmp_path):
     for name, (path,) in short.items():
         assert path.points.shape == (41, 2)

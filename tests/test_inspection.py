@@ -13,7 +13,7 @@ from flax import nnx
 
 import optax_zoo as zoo
 import references
-from helpers import random_tree, train
+from helpers import random_tree, slow, train
 
 QUANTITIES = {"residual", "age", "iterations", "condition", "failures", "skipped"}
 SHAPES = {"w": (4, 4), "k": (4, 3), "b": (4,)}
@@ -390,7 +390,9 @@ def test_stacked_states_are_refused(name):
 MASK = {"block": {"kernel": True, "bias": False}, "head": [True]}
 
 
-@every
+@pytest.mark.parametrize(
+    "name", [n for n in MAKERS if n not in ("shampoo", "soap")] + slow("shampoo", "soap")
+)
 def test_every_wrapping_shows_the_same(name):
     params = {"a": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
     grads = jax.tree.map(lambda p: 0.3 * p, params)

@@ -17,7 +17,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optax_zoo as zoo
-from helpers import assert_close
+from helpers import assert_close, slow
 from optax_zoo import _owners
 from optax_zoo._shampoo import _resharding, _roots
 
@@ -149,13 +149,7 @@ def refresh_of(roots):
     return OVERLAPPED if roots.on == "host" else zoo.Refresh(every=5)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=() if n in ("fsdp", "replicated") else pytest.mark.slow)
-        for n in MESHES
-    ],
-)
+@pytest.mark.parametrize("name", ["fsdp", *slow(*(name for name in MESHES if name != "fsdp"))])
 def test_a_hundred_steps_are_those_of_one_device(name, alone, capfd):
     shape, axis_type, specs, roots = MESHES[name]
     if jax.__version_info__ < (0, 8) and (roots.on == "host" or axis_type == "Explicit"):
@@ -185,6 +179,7 @@ def test_a_hundred_steps_are_those_of_one_device(name, alone, capfd):
 
 
 @on_the_host
+@pytest.mark.slow
 @pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
 def test_soap_on_a_mesh_steps_as_on_one_device(axis_type):
     of = placed((4, 2), axis_type, w=P("data", "model"))
@@ -198,6 +193,7 @@ def test_soap_on_a_mesh_steps_as_on_one_device(axis_type):
     assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @on_the_host
 def test_what_is_not_finite_counts_as_zero_on_a_mesh_too():
     of, results = placed((8,), "Auto"), []
@@ -228,6 +224,7 @@ def collectives(program: str) -> dict[str, int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("axis_type", "specs", "wanted", "small"),
     [
@@ -307,6 +304,7 @@ def saved_in_flight(name: str, tmp_path) -> list[Any]:
     return [params, state, later]
 
 
+@pytest.mark.slow
 @on_the_host
 @pytest.mark.parametrize(
     ("name", "counts"), [("shampoo", {8: "Explicit", 2: "Auto", None: ""}), ("soap", {8: "Auto"})]

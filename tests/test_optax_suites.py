@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import optax
+import pytest
 
 import optax_zoo as zoo
 from laws import TABLE
@@ -89,20 +90,24 @@ def _decorators(member: ast.stmt) -> list[ast.expr]:
     return member.decorator_list if isinstance(member, ast.FunctionDef) else []
 
 
-AliasTest = _suite(
-    "optax._src.alias_test",
-    "AliasTest",
-    {"_OPTIMIZERS_UNDER_TEST": tuple(OPTIMIZERS)},
-    factories="alias",
+AliasTest = pytest.mark.slow(
+    _suite(
+        "optax._src.alias_test",
+        "AliasTest",
+        {"_OPTIMIZERS_UNDER_TEST": tuple(OPTIMIZERS)},
+        factories="alias",
+    )
 )
-ContribTest = _suite(
-    "optax.contrib._common_test",
-    "ContribTest",
-    {
-        "_MAIN_OPTIMIZERS_UNDER_TEST": tuple(BARE),
-        "_ALL_OPTIMIZERS_UNDER_TEST": tuple(BARE),
-    },
-    factories="contrib",
+ContribTest = pytest.mark.slow(
+    _suite(
+        "optax.contrib._common_test",
+        "ContribTest",
+        {
+            "_MAIN_OPTIMIZERS_UNDER_TEST": tuple(BARE),
+            "_ALL_OPTIMIZERS_UNDER_TEST": tuple(BARE),
+        },
+        factories="contrib",
+    )
 )
 
 

@@ -28,6 +28,7 @@ trees = st.recursive(
 dtypes = st.sampled_from(["float64", "float32", "float16", "bfloat16"])
 
 
+@pytest.mark.slow
 @names
 @settings(max_examples=3)
 @given(tree=trees, dtype=dtypes)

@@ -47,6 +47,7 @@ def test_resharding_is_counted_along_the_axes_that_are_gathered():
         assert collectives.of_jaxpr(jax.jit(gathered).trace(x).jaxpr) == [("all-gather", 16)]
 
 
+@pytest.mark.slow
 def test_a_program_and_its_trace_move_the_same_and_no_device_has_more_than_its_share():
     size = scaling.Size(order=32, samples=1, refreshes=0, tokens=0)
     row = scaling.measure(size, scaling.LAYOUTS[1], 8, AxisType.Explicit)
