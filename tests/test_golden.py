@@ -4,6 +4,7 @@
 parameters after each step and `golden/<algorithm>.json` the settings and where they come from.
 """
 
+import ast
 import functools
 import json
 from collections.abc import Callable
@@ -264,6 +265,30 @@ def test_no_recording_or_reference_is_missing():
     held = {path.stem.removesuffix("_reference") for path in files} | set(vars(references))
     missing = set(zoo.list_optimizers()) - held
     assert not missing, f"record {missing} in tests/golden, or write it into tests/references.py"
+
+
+def recorded_names() -> set[str]:
+    """What is named in modules with a test of a recording that runs without the marker `slow`."""
+    found = set()
+    for path in GOLDEN.parent.glob("test_*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tests = [
+            node
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef)
+            and node.name.startswith("test_")
+            and "_the_recorded_" in node.name
+            and not any(ast.unparse(mark).endswith("mark.slow") for mark in node.decorator_list)
+        ]
+        if tests:
+            words = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]
+            found |= {Path(word).stem for word in words if isinstance(word, str) and word}
+    return found
+
+
+def test_every_file_is_read_in_the_suite_without_markers():
+    missing = {path.stem for path in GOLDEN.iterdir()} - recorded_names()
+    assert not missing, f"hold something to {missing} in a test that is not slow"
 
 
 @pytest.mark.parametrize(("algorithm", "setting"), OTHERS)
