@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,11 @@ def slow(*values: Any) -> list[Any]:
     return [
         pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=pytest.mark.slow) for v in values
     ]
+
+
+def some(cases: Iterable[Any], *quick: Any) -> list[Any]:
+    """All `cases` for `parametrize`, of which only `quick` ones run without the marker `slow`."""
+    return [*quick, *slow(*(case for case in cases if case not in quick))]
 
 
 def enable_x64(on: bool = True) -> Any:

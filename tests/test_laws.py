@@ -1,4 +1,8 @@
-"""The laws that every transformation keeps, over the table of `laws.py`."""
+"""The laws that every transformation keeps, over the table of `laws.py`.
+
+Laws that are not about compiling run without: the operations of small trees are compiled once for
+all of them, a program would be for each.
+"""
 
 import functools
 import inspect
@@ -16,7 +20,16 @@ from flax.training import train_state
 
 import helpers
 import optax_zoo as zoo
-from helpers import assert_close, assert_finite, assert_same, problem, random_tree, slow, train
+from helpers import (
+    assert_close,
+    assert_finite,
+    assert_same,
+    problem,
+    random_tree,
+    slow,
+    some,
+    train,
+)
 from laws import TABLE, WITHIN, Entry
 
 
@@ -259,8 +272,8 @@ def test_traced_hyper_parameters_give_the_same_steps(entry):
 def test_numpy_scalars_are_hyper_parameters_too(entry):
     scalars = {name: np.float32(value) for name, value in numbers(entry).items()}
     assert_close(
-        train(entry.make(**scalars), *problem()),
-        train(entry.tx, *problem()),
+        train(entry.make(**scalars), *problem(), jit=False),
+        train(entry.tx, *problem(), jit=False),
         rtol=1e-4,
         atol=1e-5,
     )
@@ -272,7 +285,7 @@ def test_a_constant_schedule_equals_its_number(entry):
     base = {"base_lr": 1e-2} if entry.takes("base_lr") else {}
     schedule = entry.make(learning_rate=lambda step: jnp.where(step < 0, 0.0, 1e-2), **base)
     number = entry.make(learning_rate=1e-2, **base)
-    assert_close(train(schedule, *problem())[0], train(number, *problem())[0])
+    assert_close(train(schedule, *problem(), jit=False)[0], train(number, *problem(), jit=False)[0])
 
 
 def test_the_schedule_counts_from_its_first_step(entry):
@@ -284,7 +297,7 @@ def test_the_schedule_counts_from_its_first_step(entry):
     def trajectory(rate):
         decay = {"weight_decay": 0.0} if entry.takes("weight_decay") else {}
         tx = entry.make(learning_rate=rate, **decay, **base)
-        return helpers.trajectory(tx, params, grads)
+        return helpers.trajectory(tx, params, grads, jit=False)
 
     rate = lambda step: jnp.where(step == entry.first_step, 0.0, 1e-2)  # noqa: E731
     start, first, second = trajectory(rate)
@@ -296,8 +309,8 @@ def test_the_schedule_counts_from_its_first_step(entry):
 def test_inject_hyperparams_gives_the_same_steps(entry, dtype):
     params, grads = problem(dtype)
     inject = optax.inject_hyperparams(entry.factory, hyperparam_dtype=jnp.float32)
-    injected, state = train(inject(**entry.arguments), params, grads)
-    plain, _ = train(entry.tx, params, grads)
+    injected, state = train(inject(**entry.arguments), params, grads, jit=False)
+    plain, _ = train(entry.tx, params, grads, jit=False)
     assert {leaf.dtype for leaf in jax.tree.leaves(injected)} == {jnp.dtype(dtype)}
     coarse = 1e-2 if dtype == "bfloat16" else 1e-4
     assert_close(injected, plain, rtol=coarse, atol=0.1 * coarse)
@@ -373,18 +386,18 @@ def test_partition_runs_it_on_its_share(tx):
     params, grads = problem()
     labels = {"w": "tx", "b": "sgd"}
     both = optax.partition({"tx": tx, "sgd": optax.sgd(0.5)}, labels)
-    together, _ = train(both, params, grads)
+    together, _ = train(both, params, grads, jit=False)
     mine = lambda tree: {"w": tree["w"]}  # noqa: E731
-    assert_close(mine(together), train(tx, mine(params), [mine(g) for g in grads])[0])
+    alone, _ = train(tx, mine(params), [mine(g) for g in grads], jit=False)
+    assert_close(mine(together), alone)
 
 
 def test_chain_after_a_clip_equals_clipping_by_hand(tx):
     params, grads = problem()
     clip = optax.clip_by_global_norm(0.5)
     clipped = [clip.update(g, optax.EmptyState())[0] for g in grads]
-    assert_close(
-        train(optax.chain(clip, tx), params, grads)[0], train(tx, params, clipped)[0], atol=1e-5
-    )
+    after, _ = train(optax.chain(clip, tx), params, grads, jit=False)
+    assert_close(after, train(tx, params, clipped, jit=False)[0], atol=1e-5)
 
 
 def test_multi_steps_equals_a_step_on_the_mean(tx):
@@ -432,7 +445,7 @@ def matrices(params: Any) -> Any:
 
 def train_nnx(tx: optax.GradientTransformation) -> dict[str, jax.Array]:
     """Two updates of a linear model; the gradients are its own parameters."""
-    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     for _ in range(2):
         optimizer.update(model, nnx.grad(half_square)(model))
@@ -449,7 +462,7 @@ def linear_params(model: nnx.Linear) -> dict[str, jax.Array]:
 
 
 def train_plain(tx: optax.GradientTransformation) -> Any:
-    params: Any = linear_params(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
+    params: Any = linear_params(nnx.Linear(3, 4, rngs=nnx.Rngs(0)))
     state = tx.init(params)
     for _ in range(2):
         params, state = helpers.one_step(tx)(params, state, params)
@@ -491,7 +504,7 @@ def test_orbax_brings_back_the_bits(tx, tmp_path):
         )
         restored = checkpointer.restore(tmp_path / "state", abstract)
     assert_same(restored, saved)
-    step = jax.jit(helpers.one_step(tx))
+    step = helpers.jitted_step(tx)
     assert_same(step(*restored, grads[2]), step(*saved, grads[2]))
 
 
@@ -516,10 +529,10 @@ TREES: dict[str, Any] = {
 }
 
 
-FEW = ["scalar", "empty_leaf", "named_tuple", "bare_array", "empty_dict"]
+FEW = ["scalar", "empty_leaf", "bare_array", "empty_dict"]
 
 
-@pytest.mark.parametrize("tree", [*FEW, *slow(*(name for name in TREES if name not in FEW))])
+@pytest.mark.parametrize("tree", some(TREES, *FEW))
 def test_any_tree_of_parameters_works(tx, tree):
     params, grads = problem(shapes=TREES[tree])
     state = tx.init(params)
@@ -583,8 +596,8 @@ def test_sharded_parameters_keep_the_states_sharding_and_the_result(tx, axis_typ
     if axis_type == "Explicit" and scatters and jax.__version_info__ < (0, 8):
         pytest.skip("JAX 0.7 has no sharding rule for scatters")
     kind = getattr(jax.sharding.AxisType, axis_type)
-    mesh = jax.make_mesh((4,), ("x",), axis_types=(kind,), devices=jax.devices("cpu")[:4])
-    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
+    mesh = jax.make_mesh((3,), ("x",), axis_types=(kind,), devices=jax.devices("cpu")[:3])
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     shardings = {"w": spread, "b": everywhere}
     params, grads = problem()

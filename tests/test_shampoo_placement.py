@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import optax_zoo as zoo
-from helpers import assert_close, jitted_step, one_step, random_tree
+from helpers import assert_close, jitted_step, one_step, random_tree, slow
 
 BLOCKS = zoo.Blocks(size=4, merge_below=1)
 REFRESH = zoo.Refresh(every=2, start=1)
@@ -44,8 +44,7 @@ def problem(seed: int = 0):
     ("name", "varying", "state_given"),
     [
         ("shampoo", SHAPES, False),
-        ("corrected", SHAPES, True),
-        ("soap", {"bias"}, False),
+        *slow(("corrected", SHAPES, True), ("soap", {"bias"}, False)),
     ],
 )
 def test_inside_shard_map_each_device_steps_as_alone(name, varying, state_given):
@@ -93,8 +92,10 @@ def _varying(x):
     ("on", "factory", "arguments"),
     [
         ("host", zoo.shampoo, {"roots": zoo.Roots()}),
-        ("device", zoo.shampoo, {"roots": zoo.Roots()}),
-        ("host", zoo.soap, {"roots": zoo.Roots(method="eigh"), "eps": 1e-2}),
+        *slow(
+            ("device", zoo.shampoo, {"roots": zoo.Roots()}),
+            ("host", zoo.soap, {"roots": zoo.Roots(method="eigh"), "eps": 1e-2}),
+        ),
     ],
 )
 def test_all_blocks_at_once_step_as_one_after_the_other(on, factory, arguments, monkeypatch):

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import optax_zoo as zoo
-from helpers import assert_close, assert_finite, assert_same, one_step, random_tree
+from helpers import assert_close, assert_finite, assert_same, one_step, random_tree, slow
 from optax_zoo import _host
 from optax_zoo._shampoo._schedule import Schedule
 
@@ -207,7 +207,7 @@ def test_a_run_across_the_end_of_int32_is_like_any_other():
     assert_same(across, far)
 
 
-@pytest.mark.parametrize(("every", "delay", "start"), [(5, 2, 1), (4, 4, 1), (3, 0, 2)])
+@pytest.mark.parametrize(("every", "delay", "start"), [(5, 2, 1), *slow((4, 4, 1), (3, 0, 2))])
 def test_the_host_is_called_in_begin_and_adopt_steps_alone(monkeypatch, every, delay, start):
     calls = []
     for name in ("begin", "redeem"):
@@ -250,6 +250,7 @@ def test_statistics_every_leaves_gradients_out():
 # --- under transformations --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_under_vmap_each_run_is_like_alone():
     def gradient(t):
         return random_tree(t, shapes={"k": (4, 4), "b": (3,)})
@@ -268,7 +269,7 @@ def test_under_vmap_each_run_is_like_alone():
         assert int(last[0].report.age[1]) == int(state[0].report.age[i, 1]) == 3
 
 
-@pytest.mark.parametrize(("on", "delay"), [("host", 0), ("host", 1), ("device", 0)])
+@pytest.mark.parametrize(("on", "delay"), [("host", 1), *slow(("host", 0), ("device", 0))])
 def test_gradients_flow_through_update_and_roots_are_constants(on, delay):
     shapes = {"k": (3, 3), "b": (3,)}
     tx = optimizer(1, delay, 1, roots=zoo.Roots(method="eigh", on=on))
@@ -284,6 +285,7 @@ def test_gradients_flow_through_update_and_roots_are_constants(on, delay):
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in found.values())
 
 
+@pytest.mark.slow
 def test_the_derivative_is_that_of_a_fixed_preconditioner():
     tx = zoo.scale_by_shampoo(
         b1=0.0, refresh=zoo.Refresh(every=1, delay=1), roots=zoo.Roots(method="eigh")
@@ -312,6 +314,7 @@ def test_multi_steps_are_steps_on_averages():
     assert zoo.inspect(state)["1"]["age"] == zoo.inspect(expected[1])["1"]["age"] >= 0
 
 
+@pytest.mark.slow
 def test_roots_on_the_device_without_delay_are_close_to_the_hosts():
     shapes = {"stack": (3, 4, 4), "k": (4, 4), "b": (3,)}
     found = {}

@@ -18,7 +18,16 @@ from flax import nnx
 from soap_reference import Setting
 
 import optax_zoo as zoo
-from helpers import AlteredTask, assert_close, assert_finite, assert_same, enable_x64, random_tree
+from helpers import (
+    AlteredTask,
+    assert_close,
+    assert_finite,
+    assert_same,
+    enable_x64,
+    random_tree,
+    slow,
+    some,
+)
 from optax_zoo import _host
 from optax_zoo._shampoo import _bases
 from optax_zoo._shampoo._statistics import Stack
@@ -101,7 +110,7 @@ FORMS: dict[str, tuple[Setting, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", some(FORMS, "nesterov", "at_once"))
 def test_the_reference_comes_out_again(form):
     compare(*FORMS[form])
 
@@ -131,12 +140,13 @@ SHAPED: dict[str, tuple[Setting, dict[str, tuple[int, ...]]]] = {
 }
 
 
-@pytest.mark.parametrize("name", SHAPED)
+@pytest.mark.parametrize("name", some(SHAPED, "blocked", "stacked"))
 def test_every_shape_agrees(name):
     s, shapes = SHAPED[name]
     compare(dataclasses.replace(s, every=6, delay=2, start=4), shapes)
 
 
+@pytest.mark.slow
 def test_the_device_computes_the_same_bases():
     s = Setting(every=8, delay=3, start=4)
     compare(s, on="device")
@@ -146,11 +156,12 @@ def test_the_device_computes_the_same_bases():
     assert error <= 1e-4, f"{error:.2g} in {where}"
 
 
-@pytest.mark.parametrize("on", ["host", "device"])
+@pytest.mark.parametrize("on", ["host", *slow("device")])
 def test_single_precision_follows_double(on):
     compare(Setting(every=6, delay=2, start=4), tolerance=1e-3, dtype="float32", on=on)
 
 
+@pytest.mark.slow
 def test_bases_in_bfloat16_stay_near():
     s, grads = Setting(every=6, delay=2, start=4), gradients(SMALL)
     narrow, wide = (updates(ours(s, dtype=d), grads, "float32") for d in (jnp.bfloat16, None))
@@ -160,6 +171,7 @@ def test_bases_in_bfloat16_stay_near():
         assert cosine > 0.999
 
 
+@pytest.mark.slow
 def test_a_block_that_is_not_finite_counts_as_zeros():
     s = Setting(size=4, merge_below=1, every=5, delay=2, start=3)
     grads = gradients({"matrix": (8, 4), "vector": (5,)})
@@ -186,6 +198,7 @@ def test_without_anything_to_precondition_it_is_adam():
     assert_close(updates(tx, grads, "float32"), updates(adam, grads, "float32"), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_directions_do_not_know_the_scale():
     # Adam's own epsilon is absolute; beside gradients of 1e-8 it must not be the scale.
     tx = ours(Setting(every=5, delay=2, start=4, eps=1e-16))
@@ -412,7 +425,7 @@ def test_no_call_of_lapack_on_the_device_has_a_batch():
     assert all(re.search(r": \(tensor<\d+x\d+xf32>\) ->", line) for line in calls)
 
 
-@pytest.mark.parametrize("on", ["host", "device"])
+@pytest.mark.parametrize("on", ["host", *slow("device")])
 def test_zero_gradients_have_no_basis_and_are_counted(on):
     tx = zoo.scale_by_soap(
         refresh=zoo.Refresh(every=2, delay=0), roots=zoo.Roots(method="eigh", on=on)
@@ -427,7 +440,7 @@ def test_zero_gradients_have_no_basis_and_are_counted(on):
     assert (reports["w"]["age"], reports["k"]["age"]) == (-1, 0)
 
 
-@pytest.mark.parametrize("on", ["host", "device"])
+@pytest.mark.parametrize("on", ["host", *slow("device")])
 @pytest.mark.parametrize("value", [math.nan, 1e30])
 def test_a_bad_gradient_in_one_leaf_is_survived_and_counted(on, value):
     tx = optimizer(on)
@@ -459,7 +472,7 @@ def test_the_report_of_a_short_training():
     assert report(carry, "weight")["iterations"] == 0
 
 
-@pytest.mark.parametrize("on", ["host", "device"])
+@pytest.mark.parametrize("on", ["host", *slow("device")])
 def test_the_condition_is_that_of_the_statistic(on):
     tx = zoo.scale_by_soap(
         refresh=zoo.Refresh(every=1, delay=0), roots=zoo.Roots(method="eigh", on=on)
