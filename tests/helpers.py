@@ -19,7 +19,7 @@ SHAPES = {"w": (3, 4), "b": (4,)}
 def slow(*values: Any) -> list[Any]:
     """Values of `parametrize` that run under the marker `slow` alone; a tuple is one case."""
     return [
-        pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=pytest.mark.slow) for v in values
+        pytest.param(*(v if type(v) is tuple else (v,)), marks=pytest.mark.slow) for v in values
     ]
 
 

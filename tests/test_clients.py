@@ -37,7 +37,7 @@ def optimizers(decay: float) -> dict[str, optax.GradientTransformationExtraArgs]
 
 
 DECAYING, PLAIN = optimizers(0.01), optimizers(0.0)
-every_optimizer = pytest.mark.parametrize("name", DECAYING)
+every_optimizer = pytest.mark.parametrize("name", helpers.some(DECAYING, "lion", "shampoo"))
 
 
 class Client(NamedTuple):

@@ -147,6 +147,7 @@ def noise(steps: int, dtype: Any = jnp.float32) -> list[Any]:
     return [random_tree(t, dtype, SHAPES) for t in range(steps)]
 
 
+@pytest.mark.slow
 def test_the_scale_of_the_gradients_does_not_matter():
     grads = noise(14)
     tx = optimizer(graft_to=SIGN)
@@ -175,6 +176,7 @@ def test_compiled_and_not_compiled_are_the_same():
     assert_close(run(optimizer(), grads, jit=False), run(optimizer(), grads), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_scanned_with_a_donated_state_it_is_the_same():
     grads, tx = noise(12), optimizer()
     updates, state = run(tx, grads)

@@ -17,6 +17,7 @@ from helpers import (
     enable_x64,
     problem,
     random_tree,
+    slow,
     updates_of,
 )
 
@@ -46,7 +47,7 @@ def zeros(tree: Any) -> Any:
     return jax.tree.map(jnp.zeros_like, tree)
 
 
-@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e4])
+@pytest.mark.parametrize("scale", [1e-8, *slow(1.0, 1e4)])
 def test_the_norm_is_the_ones_and_the_direction_the_others(scale):
     params, grads = problem(shapes=SHAPES)
     grads = jax.tree.map(lambda g: scale * g, grads)
@@ -108,7 +109,9 @@ def test_norms_whose_squares_are_not_representable_are_no_nan():
     assert_finite(call(zoo.graft(optax.identity(), optax.scale_by_sign()), grads)[0])
 
 
-@pytest.mark.parametrize("graft_to", ["adam", optax.identity(), None], ids=["adam", "sgd", "none"])
+@pytest.mark.parametrize(
+    "graft_to", ["adam", *slow(optax.identity(), None)], ids=["adam", "sgd", "none"]
+)
 def test_shampoos_layers_of_several_huge_blocks_are_no_nan(graft_to):
     # The squares of each block have a finite sum, those of the layer do not.
     grads = {"w": jnp.zeros((4, 2)).at[jnp.array([0, 2]), 0].set(1.7e19)}
@@ -121,7 +124,7 @@ def test_shampoos_layers_of_several_huge_blocks_are_no_nan(graft_to):
     assert_finite(jax.jit(tx.update)(grads, tx.init(grads))[0])
 
 
-@pytest.mark.parametrize("order", [3, 4])
+@pytest.mark.parametrize("order", [3, *slow(4)])
 def test_shampoos_direction_of_tiny_gradients_is_grafted_too(order):
     # With exponent 2 it grows as |g|^(1 - order): its squares may exceed what float32 holds.
     tx = zoo.scale_by_shampoo(

@@ -151,6 +151,7 @@ def test_a_share_that_is_not_whole_is_right_on_average():
     assert_unbiased(counts, 1.5)
 
 
+@pytest.mark.slow
 def test_large_trees_and_losses_do_not_underflow():
     """Where exp(−|D|²/2) and exp(−loss) are 0 in float32 and float64 alike."""
     x = jnp.ones(100_000)
@@ -162,6 +163,7 @@ def test_large_trees_and_losses_do_not_underflow():
     assert float(jnp.abs(grads).max()) > 0.3
 
 
+@pytest.mark.slow
 def test_log_q_keeps_its_digits_in_large_trees():
     keys = jax.random.split(jax.random.key(0), 3)
     noise = np.asarray(jax.vmap(lambda k: jax.random.normal(k, (1_000_000,)))(keys))
@@ -197,6 +199,7 @@ def test_sigma_must_fit_the_parameters():
         estimate(X, jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_an_array_that_no_candidate_moves_does_not_weigh(monkeypatch):
     drawn = _sampling.standard_normal
     # The same noise for w, whatever lies beside it.

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import threadpoolctl
 
+from helpers import slow
 from optax_zoo import _host
 
 PATIENCE = 60.0  # seconds after which something hangs
@@ -449,6 +450,7 @@ def test_workers_that_overlap_all_have_one_blas_thread(monkeypatch):
     assert all(set(threads) == {1} for threads in seen)
 
 
+@pytest.mark.slow
 def test_a_blas_that_jax_loads_later_is_limited_too():
     code = """
         import jax, numpy as np, threadpoolctl
@@ -468,7 +470,7 @@ def test_a_blas_that_jax_loads_later_is_limited_too():
 # Exit and fork.
 
 
-@pytest.mark.parametrize("awaited", [False, True])
+@pytest.mark.parametrize("awaited", [False, *slow(True)])
 def test_at_exit_work_that_nobody_awaits_is_dropped(awaited):
     code = """
         import threading, time, numpy as np
@@ -674,6 +676,7 @@ def test_inside_jit_scan_and_cond():
         assert np.array_equal(total, begin_and_redeem_in_jit(12))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("taskset"), reason="no taskset here")
 def test_inside_jit_on_one_core():
     code = """

@@ -578,7 +578,7 @@ def test_the_optimizer_of_nnx():
     assert set(found["layers/0/kernel"]) == QUANTITIES
 
 
-@pytest.mark.parametrize("name", ["lion", "lamb", "adabound", "adaxw", "amos", "egdd"])
+@pytest.mark.parametrize("name", ["lamb", "amos", *slow("lion", "adabound", "adaxw", "egdd")])
 def test_others_in_the_optimizer_of_nnx(name):
     model = nnx.Sequential(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
     params = nnx.state(model, nnx.Param)

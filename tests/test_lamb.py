@@ -15,13 +15,14 @@ from helpers import (
     enable_x64,
     problem,
     random_tree,
+    slow,
     train,
 )
 from optax_zoo import _lamb
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float64", *slow("float32")])
 def test_lamb_equals_optax(dtype, weight_decay):
     with enable_x64(dtype == "float64"):
         params, grads = problem(dtype, steps=6)
@@ -46,7 +47,7 @@ def special_numbers(dtype):
     )
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "complex64"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", *slow("float64", "float16", "complex64")])
 @pytest.mark.parametrize("jit", [True, False])
 def test_the_ordering_link_is_the_identity_to_the_bit(small_leaves_count_as_large, dtype, jit):
     with enable_x64(dtype == "float64"):

@@ -11,13 +11,14 @@ from helpers import (
     call,
     enable_x64,
     problem,
+    slow,
     train,
     updates_of,
 )
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float64", *slow("float32")])
 def test_lars_without_decay_equals_optax(dtype, nesterov):
     with enable_x64(dtype == "float64"):
         params, grads = problem(dtype, steps=6)

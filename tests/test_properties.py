@@ -44,6 +44,7 @@ def test_two_steps_on_any_tree_keep_every_promise(name, tree, dtype):
         assert_finite((after, new_state))
 
 
+@pytest.mark.slow
 @names
 @settings(max_examples=5)
 @given(exponent=st.integers(-12, 12), seed=st.integers(0, 1000))

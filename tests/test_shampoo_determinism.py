@@ -173,6 +173,7 @@ def test_everything_inline_changes_nothing(method):
     assert_undisturbed(method, found)
 
 
+@pytest.mark.slow
 def test_interleaved_optimizers_keep_apart():
     """Two configurations and, of each, two streams of gradients."""
     with _host.inline():
