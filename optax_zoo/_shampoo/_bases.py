@@ -111,6 +111,18 @@ def along_axes(parts: Sequence[tuple[Stack, jax.Array]], blocks: jax.Array) -> j
     return _blocks.by_block(one, blocks, [matrices for _, matrices in parts])
 
 
+def without_noise_derivatives(directions: jax.Array, nu: jax.Array) -> jax.Array:
+    """The directions of a group, for derivatives constant where only rounding made them.
+
+    In the bases of its own gradient most of a block is 0 but for rounding, and the slope of Adam's
+    quotient is up to 1/ε there, of either sign. As that counts a root of the second moment below
+    eps^(3/4) times the block's largest, 6e-6 of it in float32.
+    """
+    largest = nu.max(tuple(range(1, nu.ndim)), keepdims=True)
+    rounding = nu <= float(jnp.finfo(nu.dtype).eps) ** 1.5 * largest
+    return jnp.where(rounding, jax.lax.stop_gradient(directions), directions)
+
+
 def into(parts: Sequence[tuple[Stack, Bases]], blocks: jax.Array) -> jax.Array:
     """X ×₁ Q₁ᵀ ×₂ Q₂ᵀ …: coordinates in the bases."""
     return along_axes([(stack, own.bases.swapaxes(-1, -2)) for stack, own in parts], blocks)

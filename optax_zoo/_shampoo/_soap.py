@@ -89,6 +89,12 @@ def scale_by_soap(
     steps: two programs of the same mathematics part there. Of a first step in the bases of its own
     gradient (`Refresh(start=1, delay=0)`) it decides most, so let the learning rate rise from zero.
 
+    Derivatives through `update` take bases as constants, with the consequences that
+    :func:`scale_by_shampoo` has: they are exact over steps in which no basis is adopted that was
+    begun among them, and may have the wrong sign over others. There coordinates that are 0 but for
+    rounding would have a slope of 1/ε; those whose root of :math:`V` is below
+    :math:`\text{eps}^{3/4}` of their block's largest count as constants.
+
     With a `mesh` its devices divide the work, moments included, as those of
     :func:`scale_by_shampoo`.
 
@@ -219,6 +225,7 @@ def scale_by_soap(
         found, mu, nu = adam(plain, mu, nu, step)
         mus, nus = [own.mu for own in states.moments], [own.nu for own in states.moments]
         turned, mus, nus = adam(rotated, mus, nus, step)
+        turned = list(map(_bases.without_noise_derivatives, turned, nus))
         directions = _turned_back(plan, stacks, routes, states.bases, turned)
         directions |= dict(zip(masks, found, strict=True))
         shaped = [

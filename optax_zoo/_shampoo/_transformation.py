@@ -83,6 +83,12 @@ def scale_by_shampoo(
     failing that the last good root stays, counted in :func:`inspect`. A block whose gradient, or
     its square, is not finite counts as zero in this step.
 
+    Derivatives through `update` take roots as constants. They are exact over steps in which no root
+    is adopted that was begun among them, up to `refresh.delay` steps. Over more, or with a delay of
+    0, they miss how the roots depend on the gradients and may have the wrong sign. To learn
+    through longer training take differences of whole runs, as :func:`zeroth_order_grad` does, or
+    an inner optimizer without roots.
+
     With a `mesh` its devices divide the work: each owns the same number of blocks of every shape,
     their statistics and roots, and each process computes the roots of its own, Σn³ spread evenly.
     Gradients and momenta reach the owners, and directions come back, in one `all_to_all` for each
