@@ -106,7 +106,11 @@ def introduce(settings: Settings, training: Training, corpus: Corpus, console: C
         **tuning(settings.optimizer).arguments,
         "clip_norm": settings.clip_norm,
     }
-    chosen = ", ".join(f"{key}={value:g}" for key, value in values.items() if value is not None)
+    chosen = ", ".join(
+        f"{key}={value}" if isinstance(value, str) else f"{key}={value:g}"
+        for key, value in values.items()
+        if value is not None
+    )
     console.print(
         f"{package}.{settings.optimizer}({chosen}): {training.parameters():,} parameters, "
         f"{corpus.train.size:,} bytes of {corpus.source}, {corpus.held_out.size:,} more held out",

@@ -20,7 +20,7 @@ class Tuning(NamedTuple):
 
     learning_rate: float
     weight_decay: float | None = None
-    arguments: Mapping[str, float] = MappingProxyType({})
+    arguments: Mapping[str, float | str] = MappingProxyType({})
 
 
 # The best of four peak learning rates for each, over 250 steps of width 128.
@@ -36,6 +36,8 @@ TUNED = {
     "adax": Tuning(3e-3, 1e-4),
     "adaxw": Tuning(3e-3, 0.05),
     "shampoo": Tuning(1e-2, 0.1),
+    # Weights of a network have both signs.
+    "exponentiated_gradient": Tuning(0.1, None, {"domain": "signed"}),
     "adamw": Tuning(3e-3, 0.1),
     "adam": Tuning(3e-3),
     "sgd": Tuning(0.3),
