@@ -85,7 +85,7 @@ def check_foreign(option: str, state: Any, init: Any, params: Any) -> None:
     """
     wanted = jax.eval_shape(init, params)
     found, asked = ([jnp.shape(x) for x in jax.tree.leaves(tree)] for tree in (state, wanted))
-    if type(state) is not type(wanted) or found != asked:
+    if _kind(state) != _kind(wanted) or found != asked:
         raise ValueError(
             f"{option} asks for the state {_outlined(wanted)}, got {_outlined(state)}; {REMEDY}"
         )
@@ -140,4 +140,8 @@ def _of_others(name: str, was: Sequence[Any], now: Sequence[Any]) -> str:
 
 def _outlined(state: Any) -> str:
     shapes = ", ".join(str(jnp.shape(x)) for x in jax.tree.leaves(state))
-    return f"{type(state).__name__} of shapes [{shapes}]"
+    return f"{_kind(state)} of shapes [{shapes}]"
+
+
+def _kind(state: Any) -> str:
+    return "an array" if jax.tree_util.all_leaves([state]) else type(state).__name__

@@ -268,3 +268,16 @@ def test_the_state_of_then_keeps_its_dtype():
     state = tx.init(params)
     _, after = train(tx, params, [jnp.ones(2, jnp.float32)] * 2, jit=False)
     assert specification(after) == specification(state)
+
+
+@pytest.mark.parametrize("every_k", [np.array(2), np.int64(2), jnp.array(2)])
+def test_every_k_may_be_an_array_of_one_integer(every_k):
+    grads = [jnp.ones(2), 3 * jnp.ones(2)]
+    found = updates_of(zoo.accumulate_in_momentum(every_k, decay=0.0), jnp.zeros(2), grads)
+    assert_close(found, [jnp.zeros(2), 2 * jnp.ones(2)])
+
+
+@pytest.mark.parametrize("every_k", [np.array(2.0), np.array([2, 2]), np.array(0)])
+def test_every_k_is_one_positive_integer(every_k):
+    with pytest.raises((TypeError, ValueError), match=r"^every_k must be"):
+        zoo.accumulate_in_adam(every_k)

@@ -144,6 +144,19 @@ def test_the_functions_belong_into_static_args():
     assert "learning_rate" in state.hyperparams
 
 
+def test_an_injected_schedule_counts_from_zero_unless_it_is_shifted():
+    """Optax calls it there, not Amos; the docstring says how to get the released steps."""
+    inject = optax.inject_hyperparams(zoo.amos, static_args=("eta_fn", "shape_fn"))
+
+    def first(tx):
+        return float(call(tx, jnp.ones(()), jnp.zeros(()))[0])
+
+    rate = lambda t: 0.01 * t  # noqa: E731
+    assert first(zoo.amos(rate, half)) == pytest.approx(-0.005, rel=1e-5)
+    assert first(inject(rate, half)) == 0
+    assert first(inject(lambda t: rate(t + 1), half)) == pytest.approx(-0.005, rel=1e-5)
+
+
 def test_a_rate_of_zero_moves_nothing():
     params, grads = problem()
     after, state = train(zoo.amos(0.0, half), params, grads)

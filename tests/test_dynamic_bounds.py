@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import optax_zoo as zoo
@@ -79,3 +81,57 @@ def test_amsbound_remembers_the_largest_second_moment():
 
 def test_adabound_keeps_no_maximum():
     assert call(zoo.scale_by_dynamic_bounds(1e-3), jnp.ones(3))[1].nu_max is None
+
+
+FAMILY = [zoo.adabound, zoo.amsbound, zoo.adaboundw]
+
+
+def bounds_under_injection(make, rate, steps, change=None):
+    """The bounds of each step, the injected rate set to `change` for the last."""
+    tx = optax.inject_hyperparams(make)(rate, gamma=0.1)
+    params = jnp.ones(2)
+    state = tx.init(params)
+    found = []
+    for index in range(steps):
+        if change is not None and index == steps - 1:
+            state.hyperparams["learning_rate"] = jnp.float32(change)
+        updates, state = tx.update(params, state, params)
+        (bounded,) = [s for s in state.inner_state if isinstance(s, zoo.DynamicBoundsState)]
+        found.append(np.asarray(bounded.clipping[2:]))
+    return found, updates
+
+
+@pytest.mark.parametrize("make", FAMILY)
+@pytest.mark.parametrize("change", [0.0, 1e-4, 2e-3])
+def test_bounds_follow_an_injected_rate(make, change):
+    """As released: final_lr times the rate over the one that the optimizer was made with."""
+    (_, last), updates = bounds_under_injection(make, 1e-3, 2, change)
+    expected = 0.1 * change / 1e-3 * np.array([1 - 1 / 1.2, 1 + 1 / 0.2])
+    np.testing.assert_allclose(last, expected, rtol=1e-5)
+    assert (change == 0) == (not updates.any())
+
+
+@pytest.mark.parametrize("make", FAMILY)
+def test_an_injected_schedule_is_the_direct_one(make):
+    schedule = optax.schedules.piecewise_constant_schedule(1e-3, {1: 0.1, 2: 0.1})
+    found, _ = bounds_under_injection(make, schedule, 3)
+    tx, params = make(schedule, gamma=0.1, base_lr=1e-3), jnp.ones(2)
+    state = tx.init(params)
+    for step in found:
+        _, state = tx.update(params, state, params)
+        (bounded,) = [s for s in state if isinstance(s, zoo.DynamicBoundsState)]
+        np.testing.assert_allclose(step, bounded.clipping[2:], rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", FAMILY)
+def test_an_injected_schedule_that_starts_at_zero_needs_base_lr(make):
+    schedule = optax.schedules.warmup_cosine_decay_schedule(0.0, 1e-3, 10, 100)
+    injected = optax.inject_hyperparams(make)
+    with pytest.raises(ValueError, match=r"^base_lr is None while learning_rate starts at 0.*peak"):
+        injected(schedule).init(jnp.ones(2))
+    injected(schedule, base_lr=1e-3).init(jnp.ones(2))
+    # Inside `jit` its value is not known: there are no steps, rather than steps of any size.
+    tx = injected(schedule)
+    _, state = tx.update(jnp.ones(2), jax.jit(tx.init)(jnp.ones(2)), jnp.ones(2))
+    updates, _ = tx.update(jnp.ones(2), state, jnp.ones(2))
+    assert not updates.any()

@@ -84,6 +84,19 @@ def test_updates_have_the_structure_shape_and_dtype_of_the_gradients(tx, dtype):
         assert_finite(updates)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dtypes_may_not_promote_each_other(entry, dtype):
+    """Under strict promotion JAX complains while a program is traced, so none need run."""
+    if entry is TABLE["lamb"]:
+        return  # Optax's Adam inside it divides by a power of an integer
+    tx = entry.tx if entry is not TABLE["accumulate_in_momentum"] else entry.make(then=None)
+    params, grads = problem(dtype)
+    with jax.numpy_dtype_promotion("strict"):
+        state = jax.eval_shape(tx.init, params)
+        for _ in range(2):
+            _, state = jax.eval_shape(tx.update, grads[0], state, params)
+
+
 @pytest.mark.parametrize(
     ("params_dtype", "grads_dtype"),
     [("float32", "bfloat16"), ("bfloat16", "float32"), *slow(("float32", "float64"))],
@@ -429,6 +442,13 @@ def test_map_params_visits_the_moments_and_nothing_else(tx):
         is_moment = isinstance(path[-1], jax.tree_util.DictKey)
         assert bool(jnp.all(new == (0 if is_moment else 1))), jax.tree_util.keystr(path)
         assert old.shape == new.shape
+
+
+def test_map_params_takes_another_tree_along(tx):
+    """By which shardings of the parameters are laid over the moments."""
+    params, _ = problem()
+    state = tx.init(params)
+    assert_same(optax.tree.map_params(tx, lambda x, _: x, state, params), state)
 
 
 def test_flax_train_state_steps(tx):

@@ -191,6 +191,13 @@ def test_before_the_first_basis_it_is_adam():
     assert_close(found, updates(adam, grads, "float32"), rtol=1e-5, atol=1e-6)
 
 
+def test_gradients_may_be_pythons_numbers():
+    tx = zoo.scale_by_soap()
+    params = {"w": jnp.ones((2, 2)), "s": 1.0}
+    updates, _ = tx.update(params, tx.init(params))
+    np.testing.assert_allclose(updates["s"], 1.0, rtol=1e-5)
+
+
 def test_without_anything_to_precondition_it_is_adam():
     grads = gradients(TREE, 30)
     tx = zoo.scale_by_soap(blocks=zoo.Blocks(skip_above=1), refresh=zoo.Refresh(every=5))
