@@ -210,7 +210,7 @@ def _check_arguments(learning_rate, final_lr, base_lr, b1, b2, gamma, eps, bound
         _check_bounds(bounds)
 
 
-def _check_first_rate(rate: jax.Array) -> None:
+def _check_first_rate(rate: Any) -> None:
     """Raises if the rate that `init` met is known and can be no `base_lr`."""
     if not isinstance(rate, Tracer) and not rate > 0:
         raise ValueError(f"base_lr is None while learning_rate starts at {rate}: {_NO_BASE}")

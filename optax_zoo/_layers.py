@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from optax_zoo import _checks, _moments
@@ -89,7 +90,7 @@ def one_per_leaf(tree: Any, dtype: Any = jnp.float32) -> jax.Array:
 
 
 def _one(x: Any, dtype: Any) -> jax.Array:
-    sharding = None if isinstance(x, jax.core.Tracer) else getattr(x, "sharding", None)
+    sharding = None if isinstance(x, Tracer) else getattr(x, "sharding", None)
     if isinstance(sharding, NamedSharding) and sharding.is_fully_replicated:
         # From 0.11 on JAX gives it the leaf's sharding, which may be of too many axes.
         return jnp.ones((), dtype, device=NamedSharding(sharding.mesh, PartitionSpec()))

@@ -21,7 +21,7 @@ REST = optax.chain(optax.add_decayed_weights(0.1), optax.scale_by_learning_rate(
 def multi_steps(inner: optax.GradientTransformation, k: int) -> optax.GradientTransformation:
     """`optax.MultiSteps`, gathering in float64 under x64."""
     takes_dtype = "accumulator_dtype" in inspect.signature(optax.MultiSteps).parameters
-    dtype = {"accumulator_dtype": jnp.float64} if takes_dtype else {}
+    dtype: dict[str, Any] = {"accumulator_dtype": jnp.float64} if takes_dtype else {}
     return optax.MultiSteps(inner, k, **dtype).gradient_transformation()
 
 

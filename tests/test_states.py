@@ -295,7 +295,7 @@ def mesh_of(count: int | None) -> Any:
 
 
 def test_names_and_shapes_travel_without_arrays():
-    state = shampoo().init({"a": {"b": jnp.ones((2, 3))}, "c": jnp.ones(4)})
+    state: Any = shampoo().init({"a": {"b": jnp.ones((2, 3))}, "c": jnp.ones(4)})
     (key,) = state.parameters
     assert json.loads(key) == [["a/b", [2, 3]], ["c", [4]]]
     assert not jax.tree.leaves(state.parameters)
