@@ -8,7 +8,6 @@ import functools
 import inspect
 from typing import Any, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -489,19 +488,10 @@ def train_plain(tx: optax.GradientTransformation) -> Any:
     return params
 
 
-@pytest.fixture
-def new_enough_nnx(request):
-    """Flax 0.11 takes what stands for a leaf of SOAP's moments for a variable's array."""
-    if "soap" in request.node.name and tuple(map(int, flax.__version__.split(".")[:2])) < (0, 12):
-        pytest.skip("SOAP in nnx.Optimizer needs Flax 0.12")
-
-
-@pytest.mark.usefixtures("new_enough_nnx")
 def test_nnx_optimizer_steps(tx):
     assert_close(train_nnx(tx), train_plain(tx))
 
 
-@pytest.mark.usefixtures("new_enough_nnx")
 def test_nnx_optimizer_takes_a_callable_mask(entry):
     masks = [name for name in entry.values if name.endswith("mask")]
     if not masks:

@@ -30,6 +30,7 @@ NUMERICS = {
     "_owners",
     "_routes",
     "_sampling",
+    "_states",
     "_triangles",
 }
 
