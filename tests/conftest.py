@@ -48,3 +48,13 @@ def forget():
     """Gives back a module's compiled programs; together they take gigabytes."""
     yield
     jax.clear_caches()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Gives a file to one worker, which then compiles what its tests share once."""
+    if config.getvalue("dist") != "load":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)

@@ -59,6 +59,7 @@ def test_the_recorded_roots_come_out_again(n, p, method, x64):
         assert info.residual[i] < 100 * tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ridge", [0.0, 1e-6])
 def test_growth_of_the_error_at_first_does_not_stop_the_iteration(ridge, x64):
     """Condition 27, 7 x 7: one step of Newton's raises the entries' error by a third."""
@@ -243,7 +244,8 @@ def test_a_tighter_tolerance_is_more_accurate(traced, x64):
     assert tight[1].residual < 1e-9 < loose[1].residual < 0.1
 
 
-@pytest.mark.parametrize("method", ["eigh", *slow("schur_newton")])
+@pytest.mark.slow
+@methods
 def test_a_traced_ridge_vmap_and_jit_change_nothing(method, x64):
     batch = jnp.asarray(np.stack([matrix(np.geomspace(1e-3, 1, 6), seed) for seed in range(3)]))
 
@@ -350,6 +352,7 @@ def test_bad_arguments_are_refused(change, kind, words):
         inverse_pth_root(arguments.pop("matrix"), arguments.pop("p"), **arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [2, 4])
 @pytest.mark.parametrize("slope", [-1, -4])
 @pytest.mark.parametrize("tolerance", [0.3, 0.1, 0.03])

@@ -17,7 +17,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optax_zoo as zoo
-from helpers import assert_close, some
+from helpers import assert_close
 from optax_zoo import _owners
 from optax_zoo._shampoo import _resharding, _roots
 
@@ -149,7 +149,8 @@ def refresh_of(roots):
     return OVERLAPPED if roots.on == "host" else zoo.Refresh(every=5)
 
 
-@pytest.mark.parametrize("name", some(MESHES, "fsdp"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MESHES)
 def test_a_hundred_steps_are_those_of_one_device(name, alone, capfd):
     shape, axis_type, specs, roots = MESHES[name]
     if jax.__version_info__ < (0, 8) and (roots.on == "host" or axis_type == "Explicit"):
@@ -267,7 +268,6 @@ def test_the_state_is_divided_evenly():
     assert total == zoo.state_bytes(tx, params)
 
 
-@pytest.mark.slow
 @on_the_host
 def test_places_without_a_block_cost_no_root_work(monkeypatch):
     counted = []

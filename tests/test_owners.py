@@ -49,8 +49,8 @@ def kept_by(layout: str, axes: tuple[str, ...]) -> list[tuple[tuple[str, ...], .
     ("mesh", "layout", "size"),
     [
         ((4, 2), "both", 4),
-        ((1,), "first", 8),
         *slow(
+            ((1,), "first", 8),
             *itertools.product([(8,)], ["whole", "first", "last"], [4]),
             *itertools.product([(4, 2)], ["turned", "part"], [4]),
             ((2, 2, 2), "both", 3),
@@ -108,6 +108,7 @@ def test_work_is_balanced_by_cubes_and_not_by_number():
     assert (small >= 0).sum(1).tolist() == [1, 2]
 
 
+@pytest.mark.slow
 def test_along_some_axes_of_a_mesh_blocks_are_divided_and_along_others_repeated():
     owners, plan = owners_of((4, 2), ("y",)), plan_of(4)
     assert owners.count == 2

@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import optax_zoo as zoo
-from helpers import AlteredTask, assert_same, random_tree
+from helpers import AlteredTask, assert_same, random_tree, slow
 from optax_zoo import _host
 
 SHAPES = {"w": (6, 4), "b": (5,), "k": (4, 4, 3)}
@@ -189,7 +189,7 @@ def test_interleaved_optimizers_keep_apart():
         assert parted is None, f"{method} with gradients {seed} parts at step {parted}"
 
 
-@methods
+@pytest.mark.parametrize("method", ["eigh", *slow("schur_newton")])
 def test_scan_with_host_roots_is_scan_inline(method):
     beside = jax.block_until_ready(scanned(method)(begin(method), noise()))
     with _host.inline():
@@ -198,7 +198,7 @@ def test_scan_with_host_roots_is_scan_inline(method):
     assert not np.array_equal(beside[0]["w"], begin(method)[0]["w"])
 
 
-@methods
+@pytest.mark.parametrize("method", ["eigh", *slow("schur_newton")])
 def test_an_orbax_round_trip_at_every_phase_changes_nothing(method, tmp_path):
     """From step 20 on, after each step, for one interval; the host has forgotten everything."""
     abstract = jax.eval_shape(lambda: begin(method))

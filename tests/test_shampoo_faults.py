@@ -219,7 +219,7 @@ def test_a_bad_gradient_from_the_start_leaves_the_others_alone(value):
 
 
 @pytest.mark.parametrize(
-    ("on", "trained"), [("host", 0), ("host", 3 * EVERY), *slow(("device", 3 * EVERY))]
+    ("on", "trained"), [("host", 0), *slow(("host", 3 * EVERY), ("device", 3 * EVERY))]
 )
 def test_a_thousand_zero_gradients(on, trained):
     tx = optimizer(on)
@@ -234,11 +234,14 @@ def test_a_thousand_zero_gradients(on, trained):
     assert_moves(tx, carry, 500)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("on", "method"),
     [
         ("host", "schur_newton"),
-        *slow(("host", "eigh"), ("device", "schur_newton"), ("device", "eigh")),
+        ("host", "eigh"),
+        ("device", "schur_newton"),
+        ("device", "eigh"),
     ],
 )
 def test_statistics_of_rank_one(on, method):

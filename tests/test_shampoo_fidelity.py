@@ -216,7 +216,7 @@ SHAPED: dict[str, tuple[Setting, dict[str, tuple[int, ...]]]] = {
 }
 
 
-@pytest.mark.parametrize("name", some(SHAPED, "merged_then_blocked", "stacked"))
+@pytest.mark.parametrize("name", some(SHAPED, "stacked"))
 def test_every_shape_agrees(name):
     s, shapes = SHAPED[name]
     s = dataclasses.replace(s, every=6, delay=2, start=3)

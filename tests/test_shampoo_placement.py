@@ -37,6 +37,7 @@ def problem(seed: int = 0):
     return params, grads
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     jax.__version_info__ < (0, 8), reason="callbacks with several results fail in its shard_map"
 )
@@ -44,7 +45,8 @@ def problem(seed: int = 0):
     ("name", "varying", "state_given"),
     [
         ("shampoo", SHAPES, False),
-        *slow(("corrected", SHAPES, True), ("soap", {"bias"}, False)),
+        ("corrected", SHAPES, True),
+        ("soap", {"bias"}, False),
     ],
 )
 def test_inside_shard_map_each_device_steps_as_alone(name, varying, state_given):

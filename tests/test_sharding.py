@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optax_zoo as zoo
-from helpers import assert_close, one_step, parameter_leaves, problem, train
+from helpers import assert_close, one_step, parameter_leaves, problem, slow, some, train
 from laws import TABLE
 from optax_zoo import _lamb
 
@@ -72,8 +72,8 @@ def sums(counts):
     return {("all-reduce", count) for count in counts}
 
 
-@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", ["Auto", *slow("Explicit")])
+@pytest.mark.parametrize("layout", some(LAYOUTS, "fsdp"))
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_norms_are_global_and_all_that_devices_exchange(name, layout, kind):
     tx = OPTIMIZERS[name]
@@ -92,7 +92,7 @@ def test_norms_are_global_and_all_that_devices_exchange(name, layout, kind):
     assert_close((params, state), desired, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@pytest.mark.parametrize("kind", ["Auto", *slow("Explicit")])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_devices_that_have_whole_layers_exchange_nothing_for_the_updates(name, kind, monkeypatch):
     monkeypatch.setattr(_lamb, "_LARGE_LEAF", 1)  # no order on a mesh
@@ -103,7 +103,9 @@ def test_devices_that_have_whole_layers_exchange_nothing_for_the_updates(name, k
     assert exchanged(updates) == set()
 
 
-@pytest.mark.parametrize("name", [name for name in TABLE if name not in ("shampoo", "soap")])
+@pytest.mark.parametrize(
+    "name", some((name for name in TABLE if name not in ("shampoo", "soap")), "lion", "lamb")
+)
 def test_updates_of_divided_parameters_gather_nothing(name):
     tx = TABLE[name].tx
     params = placed(problem(shapes=SHAPES)[0], "both")
