@@ -368,7 +368,7 @@ def test_reshard_of_another_optimizers_state_says_so():
     with pytest.raises(ValueError, match="opt_state must have the structure of like"):
         zoo.reshard(state, optax.adam(0.1).init(params))
     params["w"] = jnp.ones((16, 8))
-    with pytest.raises(ValueError, match=r"opt_state has .*\n?.*like has"):
+    with pytest.raises(ValueError, match=r'opt_state must .*"w", \[16, 16\].*"w", \[16, 8\]'):
         zoo.reshard(state, optimizer().init(params))
     with pytest.raises(ValueError, match="opt_state has blocks of"):
         zoo.reshard(state, optimizer(roots=zoo.Roots(dtype=jnp.bfloat16)).init(random_params(0)))
