@@ -160,7 +160,7 @@ def accumulate_in_momentum(
             moments=("mu", "mean"),
             options={"mean": (f"nesterov={nesterov}", nesterov)},
         )
-        _check_then_state(then, state.then, updates if params is None else params)
+        _check_then_state(then, state.then, updates)
         first, last, mini_step = _advance(state.mini_step, every_k)
         if nesterov:
             mean = jax.tree.map(
@@ -265,7 +265,7 @@ def accumulate_in_adam(
 
     def update(updates, state, params=None, **extra_args):
         _states.check_state(state, AccumulateInAdamState, updates, moments=("mu", "nu"))
-        _check_then_state(then, state.then, updates if params is None else params)
+        _check_then_state(then, state.then, updates)
         first, last, mini_step = _advance(state.mini_step, every_k)
         count = optax.safe_increment(state.count)
         mu = jax.tree.map(
@@ -318,10 +318,10 @@ def _checked_then(then: Any) -> optax.GradientTransformationExtraArgs | None:
 
 def _check_then_state(then: Any, state: Any, params: Any) -> None:
     """Raises unless the state of `then` is one that its `init` would make."""
-    if then is None:
-        _states.check_foreign("then=None", state, lambda _: (), params)
-    else:
+    if then is not None:
         _states.check_foreign("the transformation in then", state, then.init, params)
+    elif jax.tree.leaves(state):
+        _states.check_foreign("then=None", state, lambda _: (), params)
 
 
 def _advance(mini_step: Any, every_k: Any) -> tuple[jax.Array, jax.Array, jax.Array]:

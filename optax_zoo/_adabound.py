@@ -32,8 +32,8 @@ def adabound(
     Args:
       learning_rate: Rate of the Adam-like start; a schedule needs `base_lr`.
       final_lr: Rate of the SGD-like end.
-      base_lr: The rate that `final_lr` belongs to; None: the first `learning_rate`. Give the peak
-        of a schedule with a warm-up, also under `optax.inject_hyperparams`.
+      base_lr: The rate that `final_lr` belongs to; None: `learning_rate`, under
+        `optax.inject_hyperparams` the largest so far.
       b1: Decay of the first moment.
       b2: Decay of the second moment.
       gamma: How fast the bounds close.

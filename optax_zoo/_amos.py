@@ -136,16 +136,15 @@ def scale_by_amos(
         u = toward / (1 + d_coef * _moments.root(xi * eta) * b)
         return u, v, b + gamma * (1 + b)
 
-    def slot_shape(name, shape):
-        return shape if shape_fn is None else _checked_slot(name, shape, shape_fn(name, shape))
-
     def zeros(path, p):
         name, shape = _layers.path_names(path), jnp.shape(p)
         _check_eta(name, eta_fn(name, shape))
         full = jnp.zeros_like(p, dtype=jnp.finfo(_moments.wide_dtype(p)).dtype)
-        slot = slot_shape(name, shape)
+        if shape_fn is None:
+            return full
+        slot = _checked_slot(name, shape, shape_fn(name, shape))
         # A mean, so that devices share it as they will the means of the gradients.
-        return full if slot == shape else _narrow(_mean(full, slot), slot)
+        return _narrow(_mean(full, slot), slot)
 
     def init(params):
         _checks.check_params(params, who="scale_by_amos")
@@ -170,7 +169,7 @@ def scale_by_amos(
         us, vs, bs = [], [], []
         for (path, g), p, v, b in zip(with_paths, *columns, strict=True):
             name, shape = _layers.path_names(path), jnp.shape(g)
-            _check_slot(name, slot_shape(name, shape), v, b)
+            _check_slot(name, shape, shape if shape_fn is None else shape_fn(name, shape), v, b)
             eta = eta_fn(name, shape)
             wide_v, wide_b = (_expand(slot, jnp.ndim(g)) for slot in (v, b))
             u, wide_v, wide_b = step(g, p, wide_v, wide_b, eta, xi, correction)
@@ -218,13 +217,21 @@ def _check_eta(name: Name, eta: Any) -> None:
     )
 
 
-def _check_slot(name: Name, wanted: Shape, *slots: Any) -> None:
-    """Raises unless the state's slots of a parameter have this shape."""
-    for slot in slots:
-        if slot.shape != wanted:
+def _check_slot(name: Name, shape: Shape, wanted: Any, *slots: Any) -> None:
+    """Raises unless the state's slots of a parameter are reduced along the axes asked for.
+
+    Within `jax.shard_map` shapes are those of a part, which `shape_fn` may not know.
+    """
+    for slot in map(jnp.shape, slots):
+        padded = (1,) * (len(shape) - len(slot)) + slot
+        fits = len(slot) <= len(shape) and all(
+            own in (1, n) for own, n in zip(padded, shape, strict=True)
+        )
+        if not fits or [n == 1 for n in slot] != [n == 1 for n in wanted]:
             raise ValueError(
-                f"shape_fn asks for slots of the shape {wanted} for the parameter "
-                f"{_layers.joined(name)}, and the state's have {slot.shape}; {_states.REMEDY}"
+                f"shape_fn asks for slots of the shape {tuple(wanted)} for the parameter "
+                f"{_layers.joined(name)} of shape {shape}, and the state's have {slot}; "
+                f"{_states.REMEDY}"
             )
 
 

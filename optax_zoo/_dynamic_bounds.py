@@ -26,8 +26,8 @@ class DynamicBoundsState(NamedTuple):
       mu: First moment.
       nu: Second moment.
       nu_max: Largest second moment so far, for AMSBound; None otherwise.
-      base_lr: The rate that `final_lr` belongs to, where `learning_rate` is an array and nobody
-        said: the one that `init` met. None otherwise.
+      base_lr: The largest rate so far, which `final_lr` belongs to where `learning_rate` is an
+        array and the arguments `base_lr` and `bounds` are None; None otherwise.
       clipping: The last update's (scale, eps, lower, upper), float32: coordinate i had the rate
         clip(scale / (sqrt(nu_i) + eps), lower, upper). Shares at the bounds and effective rates
         follow from it on demand; counted in every update they would cost 3 to 5 × the update.
@@ -81,10 +81,10 @@ def scale_by_dynamic_bounds(
       learning_rate: :math:`\eta_t`, a number or a schedule (called with the 0-based step, as
         everywhere in Optax). `optax.inject_hyperparams` makes an array of either.
       final_lr: :math:`f`, the rate that both bounds close in on.
-      base_lr: :math:`\eta_0`, the rate that `final_lr` belongs to. None: `learning_rate`, of an
-        array the value that `init` met, as released; it must be positive (traced and 0, there are
-        no steps). Under `optax.inject_hyperparams` that is a schedule's first value, so give the
-        peak if there is a warm-up. Must be given with a schedule.
+      base_lr: :math:`\eta_0`, the rate that `final_lr` belongs to. None: `learning_rate`, of
+        arrays, as `optax.inject_hyperparams` gives them, the largest so far; where rates only fall
+        it is the first, as released. Must be given with a schedule, and with an injected one that
+        starts at 0.
       b1: Decay of the first moment, in [0, 1).
       b2: Decay of the second moment, in [0, 1).
       gamma: :math:`\gamma > 0`, how fast the bounds close.
@@ -118,7 +118,7 @@ def scale_by_dynamic_bounds(
     """
     _check_arguments(learning_rate, final_lr, base_lr, b1, b2, gamma, eps, bounds)
     _checks.check_flag("amsbound", amsbound)
-    # The factory may be called anew with another array in each step: the state knows the first.
+    # The factory may be called anew with another array in each step: the state knows the others.
     keeps_base = base_lr is None and bounds is None and isinstance(learning_rate, jax.Array)
 
     def interval(count, rate, base):
@@ -155,7 +155,9 @@ def scale_by_dynamic_bounds(
         _check_state(state, updates, amsbound=amsbound)
         count = optax.safe_increment(state.count)
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
-        base = state.base_lr if keeps_base else base_lr
+        base = base_lr
+        if keeps_base and state.base_lr is not None:
+            base = jnp.maximum(state.base_lr, rate).astype(state.base_lr.dtype)
         lower, upper = interval(count, rate, base)
         scale = (
             rate

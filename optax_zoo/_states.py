@@ -1,7 +1,8 @@
 """Errors about states of another configuration, raised where a state enters `update`.
 
-A state knows its options by its structure and its parameters by its shapes. Both are static, so
-the checks run while a program is traced and cost its steps nothing.
+A state knows options by its structure and parameters by its shapes. What leaves no trace there
+`described` keeps as text. All of it is static, so the checks run while a program is traced and
+cost a compiled step nothing.
 """
 
 import json
@@ -40,10 +41,10 @@ def check_state(
     check_kind(state, kind)
     for field, (option, is_wanted) in (options or {}).items():
         if is_wanted != (getattr(state, field) is not None):
-            found = "none" if is_wanted else "one"
+            needs, found = ("needs a", "none") if is_wanted else ("has no", "one")
             raise ValueError(
-                f"{option} {'needs a' if is_wanted else 'has no'} `{field}` in the state, and this "
-                f"{kind.__name__} has {found}: it was made with another value; {REMEDY}"
+                f"{option} {needs} `{field}` in the state, and this {kind.__name__} has {found}: "
+                f"it was made with another {option.partition('=')[0]}; {REMEDY}"
             )
     for field in moments:
         moment = getattr(state, field)
@@ -83,7 +84,10 @@ def check_foreign(option: str, state: Any, init: Any, params: Any) -> None:
 
     Classes and shapes are compared, not structures: wrappers like NNX show `init` another tree.
     """
-    wanted = jax.eval_shape(init, params)
+    try:
+        wanted = jax.eval_shape(init, params)
+    except TypeError:  # it wants values, so it cannot be asked
+        return
     found, asked = ([jnp.shape(x) for x in jax.tree.leaves(tree)] for tree in (state, wanted))
     if _kind(state) != _kind(wanted) or found != asked:
         raise ValueError(
@@ -91,29 +95,43 @@ def check_foreign(option: str, state: Any, init: Any, params: Any) -> None:
         )
 
 
-def described(params: Any) -> dict[str, tuple[()]]:
-    """Names and shapes of the parameters as the only key of a dict, static and without arrays.
+def described(params: Any, facts: Mapping[str, Any]) -> dict[str, tuple[()]]:
+    """Names and shapes of the parameters, and facts, as the only key of a dict without arrays.
 
     What keeps no array like the parameters keeps this.
+
+    Args:
+      params: The parameters.
+      facts: What else a state must agree in, by the option that decides it, fit for JSON.
     """
-    return {json.dumps(_named(params)): ()}
+    return {json.dumps([_named(params), facts]): ()}
 
 
 def names(description: Mapping[str, Any]) -> list[str]:
     """The names in what `described` gave."""
-    return [name for name, _ in _entries(description)]
+    return [name for name, _ in _read(description)[0]]
 
 
-def check_described(name: str, description: Mapping[str, Any], updates: Any) -> None:
-    """Raises unless the gradients have the names and shapes of what was described."""
-    was, now = _entries(description), _named(updates)
+def check_described(
+    name: str, description: Mapping[str, Any], updates: Any, facts: Mapping[str, Any]
+) -> None:
+    """Raises unless gradients and facts are those that were described."""
+    (was, old), now = _read(description), _named(updates)
     if was != now:
         raise ValueError(_of_others(name, was, now))
+    for option, value in json.loads(json.dumps(facts)).items():
+        if old[option] != value:
+            raise ValueError(
+                f"{option} is {value}, and {name} was made with {old[option]}; {REMEDY}"
+            )
 
 
-def _entries(description: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    keys = description if isinstance(description, Mapping) else ()  # none: a tree without leaves
-    return [(name, tuple(shape)) for key in keys for name, shape in json.loads(key)]
+def _read(description: Mapping[str, Any]) -> tuple[list[tuple[Any, ...]], Mapping[str, Any]]:
+    if not isinstance(description, Mapping):  # that of a tree without leaves
+        return [], {}
+    (key,) = description
+    leaves, facts = json.loads(key)
+    return [(name, tuple(shape)) for name, shape in leaves], facts
 
 
 def _named(tree: Any) -> list[tuple[Any, ...]]:

@@ -106,9 +106,9 @@ def bounds_under_injection(
 @pytest.mark.parametrize("make", FAMILY)
 @pytest.mark.parametrize("change", [0.0, 1e-4, 2e-3])
 def test_bounds_follow_an_injected_rate(make, change):
-    """As released: final_lr times the rate over the one that the optimizer was made with."""
+    """As released: final_lr times the rate over the first, or over the largest so far."""
     (_, last), updates = bounds_under_injection(make, 1e-3, 2, change)
-    expected = 0.1 * change / 1e-3 * np.array([1 - 1 / 1.2, 1 + 1 / 0.2])
+    expected = 0.1 * change / max(change, 1e-3) * np.array([1 - 1 / 1.2, 1 + 1 / 0.2])
     np.testing.assert_allclose(last, expected, rtol=1e-5)
     assert (change == 0) == (not updates.any())
 
@@ -132,8 +132,22 @@ def test_an_injected_schedule_that_starts_at_zero_needs_base_lr(make):
     with pytest.raises(ValueError, match=r"^base_lr is None while learning_rate starts at 0.*peak"):
         injected(schedule).init(jnp.ones(2))
     injected(schedule, base_lr=1e-3).init(jnp.ones(2))
-    # Inside `jit` its value is not known: there are no steps, rather than steps of any size.
-    tx = injected(schedule)
-    _, state = tx.update(jnp.ones(2), jax.jit(tx.init)(jnp.ones(2)), jnp.ones(2))
-    updates, _ = tx.update(jnp.ones(2), state, jnp.ones(2))
-    np.testing.assert_array_equal(updates, 0)
+
+
+@pytest.mark.parametrize("first", [0.0, 1e-7])
+def test_the_bounds_belong_to_the_peak_of_an_injected_warm_up(first):
+    """Also where `init` runs inside `jit` and cannot see that the first rate is 0."""
+    schedule = optax.schedules.warmup_cosine_decay_schedule(first, 1e-3, 4, 20)
+    tx, direct = (
+        optax.inject_hyperparams(zoo.adabound)(schedule),
+        zoo.adabound(schedule, base_lr=1e-3),
+    )
+    params, state, wanted = jnp.ones(2), jax.jit(tx.init)(jnp.ones(2)), direct.init(jnp.ones(2))
+    for _ in range(12):
+        _, state = tx.update(params, state, params)
+        _, wanted = direct.update(params, wanted, params)
+    (found,), (expected,) = (
+        [s.clipping for s in states if isinstance(s, zoo.DynamicBoundsState)]
+        for states in (state.inner_state, wanted)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4)

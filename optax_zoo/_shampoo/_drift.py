@@ -41,6 +41,32 @@ def corrected_if(
     return jax.lax.cond(now, correct, lambda factors: factors, tuple(map(_varying, factors)))
 
 
+def uncorrected_if(
+    due: Any, stacks: Sequence[Stack], factors: Sequence[Factors]
+) -> tuple[Factors, ...]:
+    """The factors of a state that had drift correction, for what has it no more.
+
+    The adopted roots are used from the first step on, which sees drift that was corrected, and
+    from each adoption on.
+    """
+    was_corrected = functools.reduce(jnp.logical_or, [(f.drift != 0).any() for f in factors])
+
+    def adopted(factors):
+        return tuple(_uncorrected(s, f) for s, f in zip(stacks, factors, strict=True))
+
+    factors = tuple(map(_varying, factors))
+    return jax.lax.cond(due | was_corrected, adopted, lambda factors: factors, factors)
+
+
+def _uncorrected(stack: Stack, factors: Factors) -> Factors:
+    halves = _triangles.unpack_pairs(factors.roots, stack.factors)
+    halves = halves.astype(factors.statistics.dtype)
+    adopted = jnp.matmul(halves, halves, precision="highest").astype(factors.roots.dtype)
+    return factors._replace(
+        corrected=_triangles.pack_pairs(adopted), drift=jnp.zeros_like(factors.drift)
+    )
+
+
 def _varying(factors: Factors) -> Factors:
     """What a correction writes, typed like what it is made from; see `_blocks.varying_like`."""
     sources = (factors.statistics, factors.weight, factors.roots, factors.age)

@@ -1,6 +1,6 @@
 """Errors about the options that Shampoo and SOAP share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -112,6 +112,11 @@ def _is_on(mesh: jax.sharding.Mesh, sharding: Any) -> bool:
     return [*other.devices.flat] == [*mesh.devices.flat]
 
 
+def layout(plan: _blocks.Plan) -> dict[str, Any]:
+    """What a state must agree in for each leaf, though the shapes of stacks may not tell."""
+    return {"layer_axes with blocks, as (layers, *axes) of each leaf,": plan.cores}
+
+
 def check_state(
     state: Any,
     kind: type,
@@ -121,10 +126,11 @@ def check_state(
     blocks: _blocks.Blocks,
     owners: _owners.Owners | None,
     updates: Any,
+    facts: Mapping[str, Any],
 ) -> None:
     """Raises unless a state is one of these parameters, cut like that and divided like that."""
     _states.check_kind(state, kind)
-    _states.check_described(kind.__name__, state.parameters, updates)
+    _states.check_described(kind.__name__, state.parameters, updates, facts)
     found = getattr(state, field)
     for own in found:
         was = 1 if own.blocks is None else len(own.blocks)
@@ -142,8 +148,8 @@ def check_state(
     kept = [own.statistics.shape[:3] for own in found]
     if kept != wanted:
         raise ValueError(
-            f"blocks={blocks!r} with these layer_axes makes factors (blocks, factors, order) "
-            f"{wanted}, and the {kind.__name__} has {kept}; {_states.REMEDY}"
+            f"blocks={blocks!r} makes factors (blocks, factors of each, order) {wanted}, and the "
+            f"{kind.__name__} has {kept}; {_states.REMEDY}"
         )
 
 

@@ -149,8 +149,11 @@ class Schedule:
         """Whether the roots in use are corrected for the statistics' drift."""
         if self._drift_every is None:
             return False
-        adopts = self.begins(step) if self.delay == 0 else self.adopts(step)[0]
-        return (step % self._drift_every == 0) | adopts
+        return (step % self._drift_every == 0) | self.renews(step)
+
+    def renews(self, step: jax.Array) -> jax.Array:
+        """Whether roots are adopted, whenever they were begun."""
+        return self.begins(step) if self.delay == 0 else self.adopts(step)[0]
 
 
 def _is_one_of(step: jax.Array, steps: list[int]) -> Any:

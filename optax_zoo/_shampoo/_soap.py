@@ -186,7 +186,9 @@ def scale_by_soap(
             # One leaf for a tree without leaves, by which `optax.tree.map_params` finds its way.
             bases=states.bases if leaves else jnp.zeros(()),
             moments=states.moments if leaves else jnp.zeros(()),
-            parameters=_states.described(params) if leaves else jnp.zeros(()),
+            parameters=_states.described(params, _options.layout(plan))
+            if leaves
+            else jnp.zeros(()),
             report=report,
         )
 
@@ -205,7 +207,10 @@ def scale_by_soap(
             return updates, state
         axes = _layers.leading_axes(layer_axes, updates)
         plan, stacks = cut(leaves, axes)
-        _options.check_state(state, SoapState, "bases", plan, stacks, blocks, owners, updates)
+        facts = _options.layout(plan)
+        _options.check_state(
+            state, SoapState, "bases", plan, stacks, blocks, owners, updates, facts
+        )
         options = {"mu": (f"b1={b1!r}", True)} if has_momentum else {}
         _states.check_state(state, SoapState, updates, options=options)
         mu, nu = state.mu, state.nu

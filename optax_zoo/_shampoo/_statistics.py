@@ -116,29 +116,24 @@ def init(
 
 
 def taken_over(stack: Stack, factors: Factors, root_dtype: Any, *, drifts: bool) -> Factors:
-    """Factors that were made without drift correction as those with it, and the other way round.
+    """Factors that were made without drift correction or with other roots, for what has it.
 
-    What was adopted stays in use: with drift correction its square roots are kept.
+    What was adopted stays in use. The other way round nothing is to be done: the arrays of drift
+    correction stay, see `_drift.uncorrected_if`, as wrappers may insist on a state's structure.
     """
-    dtype = factors.statistics.dtype if root_dtype is None else root_dtype
-    if drifts == (factors.corrected is not None):
-        if factors.roots.dtype == dtype:
-            return factors
-        corrected = factors.corrected.astype(dtype) if drifts else None
-        return factors._replace(roots=factors.roots.astype(dtype), corrected=corrected)
-    kept = _triangles.unpack_pairs(factors.roots, stack.factors).astype(factors.statistics.dtype)
-    if not drifts:
-        adopted = jnp.matmul(kept, kept, precision="highest")
-        roots = _triangles.pack_pairs(adopted.astype(dtype))
-        return factors._replace(roots=roots, corrected=None, drift=None)
-    values, vectors = jax.vmap(_matrix_roots.eigh)(kept)
-    scaled = vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None, :]
-    halves = jnp.matmul(scaled, vectors.swapaxes(-1, -2), precision="highest")
-    return factors._replace(
-        roots=_triangles.pack_pairs(halves.astype(dtype)),
-        corrected=factors.roots.astype(dtype),
-        drift=jnp.zeros_like(factors.residual),
-    )
+    dtype = jnp.dtype(factors.statistics.dtype if root_dtype is None else root_dtype)
+    if drifts and factors.corrected is None:
+        roots = _triangles.unpack_pairs(factors.roots, stack.factors)
+        values, vectors = jax.vmap(_matrix_roots.eigh)(roots.astype(factors.statistics.dtype))
+        scaled = vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None, :]
+        halves = jnp.matmul(scaled, vectors.swapaxes(-1, -2), precision="highest")
+        factors = factors._replace(
+            roots=_triangles.pack_pairs(halves),
+            corrected=factors.roots,
+            drift=jnp.zeros_like(factors.residual),
+        )
+    corrected = None if factors.corrected is None else factors.corrected.astype(dtype)
+    return factors._replace(roots=factors.roots.astype(dtype), corrected=corrected)
 
 
 def older(factors: AnyFactors) -> AnyFactors:

@@ -84,10 +84,10 @@ def scale_by_shampoo(
     its square, is not finite counts as zero in this step.
 
     Derivatives through `update` take roots as constants. They are exact over steps in which no root
-    is adopted that was begun among them, up to `refresh.delay` steps. Over more, or with a delay of
-    0, they miss how the roots depend on the gradients and may have the wrong sign. To learn
-    through longer training take differences of whole runs, as :func:`zeroth_order_grad` does, or
-    an inner optimizer without roots.
+    is adopted that was begun among them, up to `refresh.delay` steps, nor corrected by
+    `refresh.drift_every`. Over others they miss how roots depend on gradients and may have the
+    wrong sign. To learn through longer training take differences of whole runs, as
+    :func:`zeroth_order_grad` does, or an inner optimizer without roots.
 
     With a `mesh` its devices divide the work: each owns the same number of blocks of every shape,
     their statistics and roots, and each process computes the roots of its own, Σn³ spread evenly.
@@ -160,6 +160,13 @@ def scale_by_shampoo(
         plan = _blocks.plan(leaves, axes, blocks)
         return plan, _statistics.stacks(plan, exponent)
 
+    def facts(plan, stacks):
+        return {
+            **_options.layout(plan),
+            "exponent": sorted({stack.exponent for stack in stacks}),
+            "b2 == 1": decay is None,
+        }
+
     def init(params):
         _checks.check_params(
             params,
@@ -188,7 +195,7 @@ def scale_by_shampoo(
             graft=other.init(params) if other else graft,
             # One leaf for a tree without leaves, by which `optax.tree.map_params` finds its way.
             factors=factors if leaves else jnp.zeros(()),
-            parameters=_states.described(params) if leaves else jnp.zeros(()),
+            parameters=_states.described(params, facts(plan, stacks)) if leaves else jnp.zeros(()),
             report=report,
         )
 
@@ -205,7 +212,17 @@ def scale_by_shampoo(
         return [_moments.widen(u) for u in structure.flatten_up_to(sizes)], graft
 
     def check_state(state, plan, stacks, updates, params):
-        _options.check_state(state, ShampooState, "factors", plan, stacks, blocks, owners, updates)
+        _options.check_state(
+            state,
+            ShampooState,
+            "factors",
+            plan,
+            stacks,
+            blocks,
+            owners,
+            updates,
+            facts(plan, stacks),
+        )
         options = {"mu": (f"b1={b1!r}", True)} if has_momentum else {}
         _states.check_state(state, ShampooState, updates, moments=("mu",), options=options)
         if graft_to == "adam":
@@ -295,7 +312,8 @@ def _advanced(
 
     On the zero something in the result must depend, see `Refresher.begin`.
     """
-    drifts = refresh.drift_every is not None
+    # A state that had drift correction keeps its arrays.
+    drifts = refresh.drift_every is not None or any(f.corrected is not None for f in factors)
     if not plan.groups:
         report = _direction.report(plan, (), (), drifts=drifts)
         if routes is not None:
@@ -367,7 +385,8 @@ def _advanced_blocks(
         for s, f in zip(stacks, factors, strict=True)
     )
     dtypes = tuple(str(f.roots.dtype) for f in factors)
-    renewal = RootsRenewal(stacks, roots, dtypes, halved=drifts)
+    halved = any(f.corrected is not None for f in factors)
+    renewal = RootsRenewal(stacks, roots, dtypes, halved=halved)
     refresher = Refresher(renewal, schedule, on_host=roots.on == "host", sharers=sharers)
     factors = tuple(map(_statistics.older, factors))
     factors = refresher.adopt_due(step, factors)  # what is begun below is due later
@@ -375,6 +394,8 @@ def _advanced_blocks(
     factors, nothing = refresher.begin(step, factors)
     if drifts:
         factors = _drift.corrected_if(schedule.corrects(step), stacks, factors, roots.ridge)
+    elif halved:
+        factors = _drift.uncorrected_if(schedule.renews(step), stacks, factors)
     found = []
     for index, blocks in enumerate(momenta):
         parts = [(s, f) for s, f in zip(stacks, factors, strict=True) if s.group == index]
