@@ -113,6 +113,7 @@ def test_what_it_returns_is_to_be_descended(estimate):
     assert objective(train(jnp.ones(3)), 1.0) < 0.1 * objective(jnp.ones(3), 1.0)
 
 
+@pytest.mark.slow
 def test_hyperparameters_may_be_traced():
     def both(sigma, alpha, baseline):
         return (

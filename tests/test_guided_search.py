@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from test_golden import recording, settings
 
 import optax_zoo as zoo
-from helpers import assert_finite, assert_unbiased, replay, slow
+from helpers import assert_finite, assert_unbiased, replay
 from optax_zoo import _guided_search, _sampling
 
 X = {"w": jnp.array([[0.3, -1.0], [0.5, 2.0]]), "b": jnp.array([0.1, -0.2])}
@@ -67,11 +67,12 @@ def brute_force(x, points, losses, *, alpha, scales, mix, shift):
     return weights / weights.sum() @ jumps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
         {"alpha": 3.0, "sigma": {"w": 0.5, "b": 0.2}, "step": 2.0, "clip_norm": None},
-        *slow({"alpha": 2.0, "sigma": "uniform", "clip_norm": 3.0, "mix": 0.7, "num_samples": 5}),
+        {"alpha": 2.0, "sigma": "uniform", "clip_norm": 3.0, "mix": 0.7, "num_samples": 5},
     ],
     ids=str,
 )

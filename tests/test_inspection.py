@@ -13,7 +13,7 @@ from flax import nnx
 
 import optax_zoo as zoo
 import references
-from helpers import random_tree, slow, train
+from helpers import random_tree, slow, some, train
 
 QUANTITIES = {"residual", "age", "iterations", "condition", "failures", "skipped"}
 SHAPES = {"w": (4, 4), "k": (4, 3), "b": (4,)}
@@ -337,6 +337,7 @@ MAKERS = {
     "accumulate_in_adam": functools.partial(zoo.accumulate_in_adam, 2),
 }
 every = pytest.mark.parametrize("name", MAKERS)
+HEAVY = ("shampoo", "soap")
 
 
 @every
@@ -345,7 +346,7 @@ def test_no_reader_is_missing(name):
     assert report, f"give the state of {name} a line in _READERS of optax_zoo/_inspection.py"
 
 
-@every
+@pytest.mark.parametrize("name", some(MAKERS, *(n for n in MAKERS if n not in HEAVY)))
 def test_plain_finite_floats_before_and_after_a_step(name):
     params = {
         "w": jnp.ones((2, 3), jnp.bfloat16),
@@ -390,9 +391,7 @@ def test_stacked_states_are_refused(name):
 MASK = {"block": {"kernel": True, "bias": False}, "head": [True]}
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in MAKERS if n not in ("shampoo", "soap")] + slow("shampoo", "soap")
-)
+@pytest.mark.parametrize("name", some(MAKERS, *(n for n in MAKERS if n not in HEAVY)))
 def test_every_wrapping_shows_the_same(name):
     params = {"a": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
     grads = jax.tree.map(lambda p: 0.3 * p, params)

@@ -84,7 +84,7 @@ def test_roots_are_accurate_in_double_precision(n, p, ridge, method, x64):
     assert info.residual < 1e-4
 
 
-@pytest.mark.parametrize("spectrum", ["flat", "uniform", "wishart", "log"])
+@pytest.mark.parametrize("spectrum", ["wishart", *slow("flat", "uniform", "log")])
 def test_the_largest_eigenvalue_is_accurate(spectrum, x64):
     n = 200
     g = np.random.default_rng(1).normal(size=(n, n))
@@ -126,6 +126,7 @@ def test_the_hosts_largest_eigenvalue_is_accurate(n):
     np.testing.assert_allclose(found, np.linalg.eigvalsh(stack)[:, -1], rtol=1e-7)
 
 
+@pytest.mark.slow
 @methods
 @pytest.mark.parametrize(("ridge", "bound"), [(1e-4, 1e-1), (1e-6, 2e-1)])
 def test_single_precision_is_as_good_as_rounding_allows(method, ridge, bound):

@@ -268,6 +268,7 @@ def test_the_state_is_divided_evenly():
     assert total == zoo.state_bytes(tx, params)
 
 
+@pytest.mark.slow
 @on_the_host
 def test_places_without_a_block_cost_no_root_work(monkeypatch):
     counted = []

@@ -189,7 +189,8 @@ def test_interleaved_optimizers_keep_apart():
         assert parted is None, f"{method} with gradients {seed} parts at step {parted}"
 
 
-@pytest.mark.parametrize("method", ["eigh", *slow("schur_newton")])
+@pytest.mark.slow
+@methods
 def test_scan_with_host_roots_is_scan_inline(method):
     beside = jax.block_until_ready(scanned(method)(begin(method), noise()))
     with _host.inline():
@@ -238,6 +239,7 @@ def in_another_process(program: str, *command: str) -> subprocess.CompletedProce
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("taskset"), reason="taskset pins a process to a core")
 def test_one_core_changes_nothing():
     core = min(os.sched_getaffinity(0))
@@ -292,7 +294,7 @@ print("dispatched")
 
 @pytest.mark.parametrize(
     ("cores", "delay"),
-    [pytest.param("one", 0, marks=pytest.mark.slow), ("one", 2), ("all", 2)],
+    [("all", 2), *slow(("one", 0), ("one", 2))],
 )
 def test_large_steps_that_nobody_waits_for_neither_hang_nor_abort(cores, delay):
     """Arrays that XLA copies in its own time, from one asynchronous program to the next."""

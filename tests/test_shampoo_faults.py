@@ -130,7 +130,7 @@ def is_slow():
     time.sleep(0.05)
 
 
-@pytest.mark.parametrize("disturb", [raises_once, raises_in_workers, is_slow])
+@pytest.mark.parametrize("disturb", [raises_in_workers, *slow(raises_once, is_slow)])
 def test_a_failing_or_slow_worker_changes_nothing(disturb, monkeypatch, caplog):
     wanted = undisturbed()
 
@@ -218,8 +218,9 @@ def test_a_bad_gradient_from_the_start_leaves_the_others_alone(value):
     assert_recovered(go(tx, carry, 3 * EVERY, 6 * EVERY))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("on", "trained"), [("host", 0), *slow(("host", 3 * EVERY), ("device", 3 * EVERY))]
+    ("on", "trained"), [("host", 0), ("host", 3 * EVERY), ("device", 3 * EVERY)]
 )
 def test_a_thousand_zero_gradients(on, trained):
     tx = optimizer(on)

@@ -122,18 +122,16 @@ FORMS: dict[str, tuple[Setting, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("form", some(FORMS, "no_momentum", "adam_norm"))
+@pytest.mark.parametrize("form", some(FORMS, "adam_norm"))
 def test_the_reference_comes_out_again(form):
     s, shapes = FORMS[form]
     compare(s, shapes, tolerance=1e-6, root_dtype=jnp.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "on"),
-    [
-        ("schur_newton", "host"),
-        *slow(("schur_newton", "device"), ("eigh", "host"), ("eigh", "device")),
-    ],
+    [("schur_newton", "host"), ("schur_newton", "device"), ("eigh", "host"), ("eigh", "device")],
 )
 def test_both_methods_agree_in_both_places(method, on):
     s = Setting(graft="adam", exponent=2, every=8, delay=3, start=2)
@@ -167,9 +165,8 @@ TIMES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("every", "delay", "start", "statistics_every"), some(TIMES[::4], (10, 10, 10, 2))
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("every", "delay", "start", "statistics_every"), TIMES[::4])
 def test_schedules_agree(every, delay, start, statistics_every):
     s = Setting(
         graft="adam",
@@ -223,9 +220,10 @@ def test_every_shape_agrees(name):
     compare(s, shapes, tolerance=1e-6, root_dtype=jnp.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "on"),
-    [("one_sided", "host"), *slow(("stacked", "device"))],
+    [("one_sided", "host"), ("stacked", "device")],
 )
 def test_single_precision_keeps_the_direction(name, on):
     s, shapes = SHAPED[name]
@@ -233,6 +231,7 @@ def test_single_precision_keeps_the_direction(name, on):
     compare(s, shapes, tolerance=1e-3, dtype="float32", method="schur_newton", on=on)
 
 
+@pytest.mark.slow
 def test_a_block_that_is_not_finite_counts_as_zeros():
     """A sum: whether the zeros enter the statistics or nothing does is the same."""
     s = Setting(b2=1.0, size=4, merge_below=1, graft="sgd", every=5, delay=2, start=1)
@@ -262,7 +261,7 @@ def test_shampoo_is_the_chain_of_its_parts(x64):
         assert_close(path[-1][name], jnp.asarray(p), rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("scale", [1e-8, 1e-4, 1e4])
+@pytest.mark.parametrize("scale", [1e-8, *slow(1e-4, 1e4)])
 @pytest.mark.parametrize(("exponent", "graft"), [(2, "adam"), *slow((2, None), (None, None))])
 def test_directions_do_not_know_the_scale(scale, exponent, graft):
     # Adam's own epsilon is absolute; beside gradients of 1e-8 it must not be the scale.
@@ -348,9 +347,7 @@ def by_hand(every, delay, start, statistics_every=1, steps=45) -> list[int]:
     return [-(-b // statistics_every) for b in used]
 
 
-@pytest.mark.parametrize(
-    ("every", "delay", "start", "statistics_every"), some(TIMES, TIMES[0], TIMES[2], TIMES[-1])
-)
+@pytest.mark.parametrize(("every", "delay", "start", "statistics_every"), some(TIMES, TIMES[-1]))
 def test_roots_begin_and_are_adopted_by_the_table(every, delay, start, statistics_every):
     arguments = every, delay, start, statistics_every
     assert statistics_behind(*arguments) == by_hand(*arguments)
@@ -363,13 +360,10 @@ def test_the_table_is_what_the_contract_says():
     assert [reference.adopted_at(b, s) for b in begins] == [6, 12, 18, 26, 46, 66]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("every", "on", "delay", "start"),
-    [
-        (16, "host", 16, 10),
-        (4, "device", 0, 4),
-        *slow((4, "host", 4, 4), (16, "device", 0, 10)),
-    ],
+    [(4, "host", 4, 4), (4, "device", 0, 4), (16, "host", 16, 10), (16, "device", 0, 10)],
 )
 def test_the_defaults_of_delay_and_start(every, on, delay, start):
     assert statistics_behind(every, None, None, on=on) == by_hand(every, delay, start)

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import optax_zoo as zoo
-from helpers import assert_close, jitted_step, one_step, random_tree, slow
+from helpers import assert_close, jitted_step, one_step, random_tree
 
 BLOCKS = zoo.Blocks(size=4, merge_below=1)
 REFRESH = zoo.Refresh(every=2, start=1)
@@ -90,14 +90,13 @@ def _varying(x):
     return x + 0 * jax.lax.axis_index("d").astype(x.dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("on", "factory", "arguments"),
     [
         ("host", zoo.shampoo, {"roots": zoo.Roots()}),
-        *slow(
-            ("device", zoo.shampoo, {"roots": zoo.Roots()}),
-            ("host", zoo.soap, {"roots": zoo.Roots(method="eigh"), "eps": 1e-2}),
-        ),
+        ("device", zoo.shampoo, {"roots": zoo.Roots()}),
+        ("host", zoo.soap, {"roots": zoo.Roots(method="eigh"), "eps": 1e-2}),
     ],
 )
 def test_all_blocks_at_once_step_as_one_after_the_other(on, factory, arguments, monkeypatch):

@@ -235,6 +235,7 @@ def test_the_host_is_called_in_begin_and_adopt_steps_alone(monkeypatch, every, d
     assert compiled(tx)._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_statistics_every_leaves_gradients_out():
     tx = zoo.scale_by_shampoo(
         refresh=zoo.Refresh(every=6, statistics_every=3), roots=zoo.Roots(method="eigh")
@@ -269,7 +270,8 @@ def test_under_vmap_each_run_is_like_alone():
         assert int(last[0].report.age[1]) == int(state[0].report.age[i, 1]) == 3
 
 
-@pytest.mark.parametrize(("on", "delay"), [("host", 1), *slow(("host", 0), ("device", 0))])
+@pytest.mark.slow
+@pytest.mark.parametrize(("on", "delay"), [("host", 0), ("host", 1), ("device", 0)])
 def test_gradients_flow_through_update_and_roots_are_constants(on, delay):
     shapes = {"k": (3, 3), "b": (3,)}
     tx = optimizer(1, delay, 1, roots=zoo.Roots(method="eigh", on=on))
@@ -300,6 +302,7 @@ def test_the_derivative_is_that_of_a_fixed_preconditioner():
     np.testing.assert_allclose(change, update(tangent, state)[0], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_multi_steps_are_steps_on_averages():
     tx = optimizer(2, 1, 1)
     accumulated = optax.MultiSteps(tx, 2).gradient_transformation()

@@ -156,7 +156,8 @@ def test_the_device_computes_the_same_bases():
     assert error <= 1e-4, f"{error:.2g} in {where}"
 
 
-@pytest.mark.parametrize("on", ["host", *slow("device")])
+@pytest.mark.slow
+@pytest.mark.parametrize("on", ["host", "device"])
 def test_single_precision_follows_double(on):
     compare(Setting(every=6, delay=2, start=4), tolerance=1e-3, dtype="float32", on=on)
 
@@ -184,6 +185,7 @@ def test_a_block_that_is_not_finite_counts_as_zeros():
     assert error <= 1e-8, f"{error:.2g} in {where}"
 
 
+@pytest.mark.slow
 def test_before_the_first_basis_it_is_adam():
     grads = gradients(TREE, 9)
     adam = optax.scale_by_adam(0.95, 0.95, nesterov=True)
@@ -328,6 +330,7 @@ def test_inline_and_restored_it_is_the_same_to_the_bit():
     assert_same(go(tx, restored, 4 * EVERY + 1, 8 * EVERY), wanted)
 
 
+@pytest.mark.slow
 def test_scan_is_the_loop_to_the_bit():
     tx = optimizer()
     noises = [random_tree(100 + t, shapes=SHAPES) for t in range(4 * EVERY)]
@@ -432,7 +435,8 @@ def test_no_call_of_lapack_on_the_device_has_a_batch():
     assert all(re.search(r": \(tensor<\d+x\d+xf32>\) ->", line) for line in calls)
 
 
-@pytest.mark.parametrize("on", ["host", *slow("device")])
+@pytest.mark.slow
+@pytest.mark.parametrize("on", ["host", "device"])
 def test_zero_gradients_have_no_basis_and_are_counted(on):
     tx = zoo.scale_by_soap(
         refresh=zoo.Refresh(every=2, delay=0), roots=zoo.Roots(method="eigh", on=on)
@@ -479,7 +483,8 @@ def test_the_report_of_a_short_training():
     assert report(carry, "weight")["iterations"] == 0
 
 
-@pytest.mark.parametrize("on", ["host", *slow("device")])
+@pytest.mark.slow
+@pytest.mark.parametrize("on", ["host", "device"])
 def test_the_condition_is_that_of_the_statistic(on):
     tx = zoo.scale_by_soap(
         refresh=zoo.Refresh(every=1, delay=0), roots=zoo.Roots(method="eigh", on=on)

@@ -5,6 +5,7 @@ import pytest
 import step_size
 
 
+@pytest.mark.slow
 def test_a_short_run_ends_in_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(step_size, "LINES", step_size.LINES[3:4])
     monkeypatch.setattr(step_size, "FACTORS", (0.01, 1.0))

@@ -12,6 +12,7 @@ import train_lm
 from jax.experimental.compilation_cache import compilation_cache
 
 import optax_zoo as zoo
+from helpers import slow
 from lm import data, training
 from lm.optimizers import root_status
 from lm.run_folder import RunFolder
@@ -138,7 +139,7 @@ def test_the_loss_falls_and_the_metrics_say_so(whole):
     assert whole.picture.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("step", [5, 7])  # with and without an evaluation
+@pytest.mark.parametrize("step", [5, *slow(7)])  # with and without an evaluation
 def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(
     step, text, whole, tmp_path, monkeypatch, capsys
 ):
@@ -165,6 +166,7 @@ def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(
         np.testing.assert_array_equal(leaf, expected)
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_aborts_and_the_run_can_still_go_on(text, whole, tmp_path, monkeypatch):
     folder, handler = RunFolder(tmp_path / "run"), signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
@@ -176,6 +178,7 @@ def test_a_second_interrupt_aborts_and_the_run_can_still_go_on(text, whole, tmp_
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+@pytest.mark.slow
 def test_a_comparison_starts_alike_stops_resumes_and_draws_one_picture(
     text, tmp_path, monkeypatch, capsys
 ):
@@ -195,6 +198,7 @@ def test_a_comparison_starts_alike_stops_resumes_and_draws_one_picture(
     assert "lion" in table
 
 
+@pytest.mark.slow
 def test_an_existing_run_is_replaced_on_request_alone(text, tmp_path, capsys):
     out = tmp_path / "run"
     assert call(text, out, "--steps", "1") == 0
@@ -215,6 +219,7 @@ def test_a_folder_with_other_files_is_left_alone(text, tmp_path, capsys):
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     ["--width 32", "--optimizer lion", "--seed 1", "--steps 13", "--learning-rate 1", "--text {}"],
@@ -279,6 +284,7 @@ def test_the_roots_of_shampoo_alone_are_shown():
     assert root_status(zoo.lion(0.1).init(params)) == ""
 
 
+@pytest.mark.slow
 def test_one_diverged_run_does_not_cost_the_others(text, tmp_path, capsys):
     out = tmp_path / "all"
     assert call(text, out, "--compare", "sgd,adamw", "--learning-rate", "1e6") == 2
@@ -295,6 +301,7 @@ def test_too_little_text_is_refused_before_the_run_begins(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_does_not_read_what_it_writes(text, tmp_path):
     folder = tmp_path / "text"
     folder.mkdir()

@@ -89,6 +89,7 @@ UNBIASED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "baseline"), UNBIASED)
 def test_the_mean_is_the_gradient_of_the_smoothed_objective(kind, baseline):
     estimates = many(kind, baseline)
@@ -163,6 +164,7 @@ def test_an_objective_outside_jax_is_not_vectorised_at_batch_size_one():
     np.testing.assert_allclose(grads, (losses[:3] - losses[3:]) @ noise / 3, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_samples_are_not_all_in_memory_at_once():
     params = jnp.zeros(100_000)
     temporaries = {}
