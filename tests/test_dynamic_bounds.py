@@ -142,7 +142,9 @@ def test_the_bounds_belong_to_the_peak_of_an_injected_warm_up(first):
         optax.inject_hyperparams(zoo.adabound)(schedule),
         zoo.adabound(schedule, base_lr=1e-3),
     )
-    params, state, wanted = jnp.ones(2), jax.jit(tx.init)(jnp.ones(2)), direct.init(jnp.ones(2))
+    params = jnp.ones(2)
+    state: Any = jax.jit(tx.init)(params)
+    wanted: Any = direct.init(params)
     for _ in range(12):
         _, state = tx.update(params, state, params)
         _, wanted = direct.update(params, wanted, params)

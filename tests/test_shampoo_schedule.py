@@ -381,4 +381,6 @@ def test_depth_adds_bytes_and_no_arrays():
         zoo.scale_by_shampoo(graft_to=None, b1=0.0).init,
         {"0": jax.ShapeDtypeStruct((64, 64), jnp.float32)},
     )
+    # All but the text that names the parameters.
+    few, one = (state._replace(parameters=None) for state in (few, one))
     assert jax.tree.structure(few) == jax.tree.structure(one)

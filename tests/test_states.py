@@ -276,7 +276,7 @@ def test_roots_are_taken_over_without_drift_correction(dtype):
     for was, found in zip(adopted[0].factors, now[0].factors, strict=True):
         np.testing.assert_array_equal(was.roots, found.roots)
         halves = unpacked(was, was.roots)
-        tolerance = {"rtol": 1e-5 if dtype is None else 1e-2, "atol": 1e-6}
+        tolerance: Any = {"rtol": 1e-5 if dtype is None else 1e-2, "atol": 1e-6}
         np.testing.assert_allclose(in_use(found), halves @ halves, **tolerance)
     y, later = after(plain, y, now, 199)
     assert zoo.inspect(later, START)["matrix"]["age"] < 6
@@ -292,10 +292,10 @@ def test_roots_are_taken_over_with_drift_correction(dtype):
     for was, found in zip(state[0].factors, now[0].factors, strict=True):
         assert found.roots.dtype == found.corrected.dtype == (dtype or jnp.float32)
         # Neither a root nor a correction is due in step 9.
-        tolerance = {"rtol": 1e-6 if dtype is None else 1e-2}
+        tolerance: Any = {"rtol": 1e-6 if dtype is None else 1e-2}
         np.testing.assert_allclose(in_use(found), in_use(was), **tolerance)
         halves = unpacked(found, found.roots)
-        tolerance = {"rtol": 1e-4 if dtype is None else 2e-2, "atol": 1e-4 * in_use(was).max()}
+        tolerance: Any = {"rtol": 1e-4 if dtype is None else 2e-2, "atol": 1e-4 * in_use(was).max()}
         np.testing.assert_allclose(halves @ halves, in_use(was), **tolerance)
     y, later = after(drifting, y, now, 199)
     assert zoo.inspect(later, START)["matrix"]["drift"] > 0
