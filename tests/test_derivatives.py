@@ -40,6 +40,7 @@ def derivative_and_difference(tx: Any, steps: int, before: int = 0) -> tuple[flo
     return float(jax.grad(loss)(0.3)), float(difference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [zoo.scale_by_shampoo, zoo.scale_by_soap])
 def test_derivatives_are_exact_while_no_root_of_their_own_is_adopted(make, x64):
     """After a refresh, over as many steps as the delay leaves."""
@@ -59,6 +60,14 @@ def test_soap_bounds_what_rounding_would_make_of_them(steps):
     """6e4 and more where the quotients of what is 0 but for rounding were differentiated."""
     tx, x = zoo.scale_by_soap(refresh=FRESH), jnp.array(START)
     assert abs(jax.grad(loss_after)(0.3, tx, x, tx.init(x), steps)) < 50
+
+
+@pytest.mark.slow
+def test_drift_correction_is_a_constant_too(x64):
+    """As the docstring says: a correction looks at statistics of the very steps."""
+    refresh = zoo.Refresh(every=5, delay=5, start=5, drift_every=1)
+    found, difference = derivative_and_difference(zoo.scale_by_shampoo(refresh=refresh), 3, 10)
+    assert found != pytest.approx(difference, rel=1e-2)
 
 
 @pytest.mark.slow

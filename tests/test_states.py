@@ -283,7 +283,8 @@ def test_roots_are_taken_over_without_drift_correction(dtype):
     assert quadratic(y) < 3 * quadratic(after(drifting, x, state, 200)[0])
 
 
-@pytest.mark.parametrize("dtype", [None, *slow(jnp.bfloat16)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
 def test_roots_are_taken_over_with_drift_correction(dtype):
     tx, plain = stepper(refresh=PLAIN)
     _, drifting = stepper(refresh=DRIFT, roots=zoo.Roots(dtype=dtype))
@@ -302,6 +303,7 @@ def test_roots_are_taken_over_with_drift_correction(dtype):
     assert quadratic(y) < 3 * quadratic(after(plain, x, state, 200)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "now"), [(DRIFT, PLAIN), (PLAIN, DRIFT)])
 def test_roots_that_are_not_there_yet_are_taken_over(before, now):
     tx, _ = stepper(refresh=before)
