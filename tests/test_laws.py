@@ -320,7 +320,7 @@ def test_the_schedule_counts_from_its_first_step(entry):
 @pytest.mark.parametrize("dtype", ["float32", *slow("bfloat16")])
 def test_inject_hyperparams_gives_the_same_steps(entry, dtype):
     params, grads = problem(dtype)
-    inject = optax.inject_hyperparams(entry.factory, hyperparam_dtype=jnp.float32)
+    inject = optax.inject_hyperparams(entry.factory, hyperparam_dtype=jnp.dtype("float32"))
     injected, state = train(inject(**entry.arguments), params, grads, jit=False)
     plain, _ = train(entry.tx, params, grads, jit=False)
     assert {leaf.dtype for leaf in jax.tree.leaves(injected)} == {jnp.dtype(dtype)}
