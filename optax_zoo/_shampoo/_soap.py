@@ -122,7 +122,7 @@ def scale_by_soap(
       24 bytes per float32 parameter in square blocks: 4 for each moment, 8 for statistics and
       snapshots, 8 for the bases. On an accelerator `Roots(on="host")` needs JAX's CPU backend.
       `optax.MultiSteps` begins bases at every mini-step. JAX's persistent compilation cache
-      leaves out programs with callbacks.
+      keeps programs with callbacks from JAX 0.11 on.
 
     Raises:
       ValueError: If an argument is out of range, `mesh_axes` are not the mesh's, its devices

@@ -123,7 +123,7 @@ def scale_by_shampoo(
       Updates keep their dtype; moments and statistics are float32 or wider. The state holds
       16 bytes per float32 parameter in square blocks, 4 more with Adam's norm. On an accelerator
       `Roots(on="host")` needs JAX's CPU backend. `optax.MultiSteps` begins roots at every
-      mini-step. JAX's persistent compilation cache leaves out programs with callbacks.
+      mini-step. JAX's persistent compilation cache keeps programs with callbacks from JAX 0.11 on.
 
     Raises:
       ValueError: If an argument is out of range, `mesh_axes` are not the mesh's, its devices
