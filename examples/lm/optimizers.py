@@ -36,7 +36,7 @@ TUNED = {
     "adax": Tuning(3e-3, 1e-4),
     "adaxw": Tuning(3e-3, 0.05),
     "shampoo": Tuning(1e-2, 0.1),
-    # Weights of a network have both signs.
+    # Not tuned. Weights of a network have both signs.
     "exponentiated_gradient": Tuning(0.1, None, {"domain": "signed"}),
     "adamw": Tuning(3e-3, 0.1),
     "adam": Tuning(3e-3),
