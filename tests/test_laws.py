@@ -234,6 +234,7 @@ def test_scan_equals_the_python_loop(tx):
     assert_close(scanned, train(tx, params, grads), rtol=2e-6, atol=1e-7)
 
 
+@pytest.mark.slow  # with traced hyper-parameters below
 def test_vmap_equals_separate_runs(tx):
     problems = [(random_tree(i), random_tree(10 + i), random_tree(20 + i)) for i in range(3)]
     params, *grads = jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)
@@ -271,6 +272,26 @@ def numbers(entry: Entry) -> dict[str, float]:
     return {name: value for name, value in entry.values.items() if type(value) is float}
 
 
+def test_traced_hyper_parameters_under_vmap_give_the_same_steps(entry):
+    problems = [(random_tree(i), random_tree(10 + i), random_tree(20 + i)) for i in range(3)]
+    params, *grads = jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)
+
+    def init(numbers, params):
+        return entry.make(**numbers).init(params)
+
+    def step(numbers, params, state, grads):
+        return helpers.one_step(entry.make(**numbers))(params, state, grads)
+
+    state = jax.jit(jax.vmap(init, (None, 0)))(numbers(entry), params)
+    step = jax.jit(jax.vmap(step, (None, 0, 0, 0)))
+    for g in grads:
+        params, state = step(numbers(entry), params, state, g)
+    for i, one in enumerate(problems):
+        mine = jax.tree.map(lambda leaf, i=i: leaf[i], params)
+        assert_close(mine, train(entry.tx, one[0], one[1:])[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_traced_hyper_parameters_give_the_same_steps(entry):
     params, grads = problem()
     init = jax.jit(lambda numbers: entry.make(**numbers).init(params))
@@ -413,6 +434,18 @@ def test_chain_after_a_clip_equals_clipping_by_hand(tx):
     assert_close(after, train(tx, params, clipped, jit=False)[0], atol=1e-5)
 
 
+def test_multi_steps_over_a_broken_gradient_equals_a_step_on_the_mean(tx):
+    params, grads = problem(steps=4)
+    broken = jax.tree.map(lambda g: g * jnp.nan, grads[0])
+    accumulated = optax.MultiSteps(tx, every_k_schedule=2).gradient_transformation()
+    guarded = optax.apply_if_finite(accumulated, max_consecutive_errors=3)
+    pairs = [(grads[0], grads[1]), (grads[2], grads[3])]
+    means = [jax.tree.map(lambda a, b: (a + b) / 2, *pair) for pair in pairs]
+    actual, _ = train(guarded, params, [grads[0], broken, *grads[1:]])
+    assert_close(actual, train(tx, params, means)[0], atol=1e-5)
+
+
+@pytest.mark.slow
 def test_multi_steps_equals_a_step_on_the_mean(tx):
     params, grads = problem(steps=4)
     accumulated = optax.MultiSteps(tx, every_k_schedule=2).gradient_transformation()
@@ -421,6 +454,7 @@ def test_multi_steps_equals_a_step_on_the_mean(tx):
     assert_close(train(accumulated, params, grads)[0], train(tx, params, means)[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_apply_if_finite_steps_over_a_broken_gradient(tx):
     params, grads = problem()
     broken = jax.tree.map(lambda g: g * jnp.nan, grads[0])
@@ -531,11 +565,11 @@ class Layer(NamedTuple):
 
 TREES: dict[str, Any] = {
     "scalar": {"s": ()},
-    "empty_leaf": {"e": (0,), "f": (2, 0, 3), "w": (2, 2)},
+    "empty_leaf": {"e": (0,), "f": (2, 0, 3), "w": (3, 4)},
     "none_leaf": {"w": (2, 2), "n": None},
     "tuple": ((2,), ((2, 2),), [(3,), ()]),
     "named_tuple": Layer((2, 3), None),
-    "bare_array": (2, 3),
+    "bare_array": (3, 4),
     "empty_dict": {},
     "empty_subtree": {"a": {}, "b": [(2,)]},
     "nested": {"a": {"b": {"c": (2,)}}, "d": [{"e": (1, 1)}]},
