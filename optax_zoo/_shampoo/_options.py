@@ -27,6 +27,24 @@ def check_options(nesterov: Any, blocks: Any, refresh: Any, roots: Any) -> None:
             )
 
 
+def check_graft(graft_to: Any, b2: Any) -> None:
+    """Raises unless Shampoo can take its norms from there."""
+    if graft_to is None:
+        return
+    if not isinstance(graft_to, str):
+        _checks.check_transformation("graft_to", graft_to)
+    elif graft_to != "adam":
+        raise ValueError(
+            f'graft_to must be "adam", a transformation or None, got {graft_to!r}; pass e.g. '
+            "optax.identity() for the gradient's own norm"
+        )
+    elif not isinstance(b2, jax.Array) and b2 == 1:
+        raise ValueError(
+            'graft_to is "adam" and b2 is 1: Adam\'s second moment is no sum; pass '
+            "graft_to=optax.scale_by_rss() for AdaGrad's norm, or b2 < 1"
+        )
+
+
 def owners(mesh: Any, mesh_axes: Any, roots: Roots) -> _owners.Owners | None:
     """The devices of a mesh that divide the state among them; None without a mesh."""
     if mesh is None:

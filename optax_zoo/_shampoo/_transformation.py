@@ -416,17 +416,4 @@ def _check_numbers(
         _checks.check_integer(
             "exponent", exponent, at_least=1, remedy="pass p of the root A^(-1/p), e.g. 2"
         )
-    if graft_to is None:
-        return
-    if not isinstance(graft_to, str):
-        _checks.check_transformation("graft_to", graft_to)
-    elif graft_to != "adam":
-        raise ValueError(
-            f'graft_to must be "adam", a transformation or None, got {graft_to!r}; pass e.g. '
-            "optax.identity() for the gradient's own norm"
-        )
-    elif not isinstance(b2, jax.Array) and b2 == 1:
-        raise ValueError(
-            'graft_to is "adam" and b2 is 1: Adam\'s second moment is no sum; pass '
-            "graft_to=optax.scale_by_rss() for AdaGrad's norm, or b2 < 1"
-        )
+    _options.check_graft(graft_to, b2)
