@@ -156,6 +156,7 @@ def test_the_scale_of_the_gradients_does_not_matter():
     assert_close(scaled, plain, rtol=2e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_inline_prefetched_and_restored_in_mid_refresh_are_the_same_to_the_bit():
     grads = noise(20)
     tx = optimizer()

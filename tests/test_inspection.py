@@ -88,6 +88,7 @@ def test_the_worst_factor_of_a_block_is_shown():
     np.testing.assert_allclose(zoo.inspect(state)["0"]["condition"], 1e4, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_ages_with_roots_at_once():
     tx = zoo.scale_by_shampoo(
         refresh=zoo.Refresh(every=4, delay=0, start=2), roots=zoo.Roots(method="eigh")
@@ -121,6 +122,7 @@ def test_gradients_left_out_are_counted(bad):
     assert {r[name]["failures"] for r in found for name in SHAPES} == {0.0}
 
 
+@pytest.mark.slow
 def test_skipped_gradients_are_counted_by_block_and_by_layer():
     params = {"w": jnp.zeros((8, 4)), "s": jnp.zeros((3, 5))}
     tx = zoo.scale_by_shampoo(blocks=zoo.Blocks(size=4), layer_axes={"w": 0, "s": 1})
@@ -559,6 +561,7 @@ def test_abstract_parameters_name_as_well():
     assert set(zoo.inspect(state, jax.eval_shape(lambda: PARAMS))) == NAMES
 
 
+@pytest.mark.slow
 def test_the_optimizer_of_nnx():
     model = nnx.Sequential(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
     optimizer = nnx.Optimizer(model, zoo.shampoo(0.1), wrt=nnx.Param)

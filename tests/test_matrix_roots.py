@@ -181,6 +181,7 @@ def test_condition_1e14_without_ridge_is_finite_and_the_residual_tells(method, x
     assert info.residual > 1e-9
 
 
+@pytest.mark.slow
 @methods
 @pytest.mark.parametrize("ridge", [1e-4, jnp.float32(1e-4)])
 def test_an_unusable_matrix_spoils_only_its_own_root(method, ridge):

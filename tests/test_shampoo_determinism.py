@@ -272,6 +272,7 @@ def resume(method: str, path: str) -> list[str]:
     return digests(method, carry, SAVED, END)[0]
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_on_its_trajectory(tmp_path):
     method, path = "eigh", str(tmp_path / "carry.npz")
     killed = in_another_process(f"t.save_and_be_killed({method!r}, {path!r})")

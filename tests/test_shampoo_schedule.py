@@ -197,6 +197,7 @@ def with_count(state: Any, count: int) -> Any:
     return (shampoo._replace(count=jnp.int32(count)), *others)
 
 
+@pytest.mark.slow
 def test_a_run_across_the_end_of_int32_is_like_any_other():
     tx, (_, state) = optimizer(), run(optimizer(), 16)
     # The same phase of the interval, long after bias correction has ended.

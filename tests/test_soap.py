@@ -140,7 +140,8 @@ SHAPED: dict[str, tuple[Setting, dict[str, tuple[int, ...]]]] = {
 }
 
 
-@pytest.mark.parametrize("name", some(SHAPED, "stacked"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHAPED)
 def test_every_shape_agrees(name):
     s, shapes = SHAPED[name]
     compare(dataclasses.replace(s, every=6, delay=2, start=4), shapes)
@@ -218,6 +219,7 @@ def test_directions_do_not_know_the_scale():
     assert error <= 1e-2, f"{error:.2g} in {where}"
 
 
+@pytest.mark.slow
 def test_soap_is_the_chain_of_its_parts(x64):
     s = Setting(every=5, delay=5, start=4)
     tx = zoo.soap(0.01, weight_decay=0.1, refresh=zoo.Refresh(every=5, delay=5, start=4))
@@ -495,6 +497,7 @@ def test_the_condition_is_that_of_the_statistic(on):
     np.testing.assert_allclose(found["s"]["condition"], 2.0**23, rtol=1e-5)  # nothing is left of 0
 
 
+@pytest.mark.slow
 def test_the_optimizer_of_nnx():
     model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     assert model.bias is not None

@@ -12,7 +12,6 @@ import train_lm
 from jax.experimental.compilation_cache import compilation_cache
 
 import optax_zoo as zoo
-from helpers import slow
 from lm import data, training
 from lm.optimizers import root_status
 from lm.run_folder import RunFolder
@@ -139,7 +138,8 @@ def test_the_loss_falls_and_the_metrics_say_so(whole):
     assert whole.picture.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("step", [5, *slow(7)])  # with and without an evaluation
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [5, 7])  # with and without an evaluation
 def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(
     step, text, whole, tmp_path, monkeypatch, capsys
 ):
@@ -274,6 +274,7 @@ def test_an_optimizer_comes_from_the_zoo_first_then_from_optax():
     assert train_lm.find_optimizer("adamw") == (optax.adamw, "optax")
 
 
+@pytest.mark.slow
 def test_the_roots_of_shampoo_alone_are_shown():
     params = {"w": np.ones((2, 2), np.float32)}
     tx = optax.chain(zoo.lion(0.1), zoo.shampoo(0.1, refresh=zoo.Refresh(every=1, delay=0)))
