@@ -27,7 +27,24 @@ def check_options(nesterov: Any, blocks: Any, refresh: Any, roots: Any) -> None:
             )
 
 
-def check_graft(graft_to: Any, b2: Any) -> None:
+def check_shampoo(
+    b1: Any, b2: Any, eps: Any, exponent: Any, init_epsilon: Any, graft_to: Any
+) -> None:
+    """Raises unless these arguments of Shampoo's are in range."""
+    _checks.check_decay_rate("b1", b1, 0.9)
+    _checks.check_number("b2", b2, at_least=0.0, remedy="pass e.g. 0.95, or 1 for a sum")
+    if not isinstance(b2, jax.Array) and b2 > 1:
+        raise ValueError(f"b2 must be <= 1, got {b2!r}; pass e.g. 0.95, or 1 for a sum")
+    _checks.check_number("eps", eps, at_least=_checks.LEAST_EPS, remedy="pass e.g. 1e-8")
+    _checks.check_number("init_epsilon", init_epsilon, at_least=0.0, remedy="pass 0 or e.g. 1e-4")
+    if exponent is not None:
+        _checks.check_integer(
+            "exponent", exponent, at_least=1, remedy="pass p of the root A^(-1/p), e.g. 2"
+        )
+    _check_graft(graft_to, b2)
+
+
+def _check_graft(graft_to: Any, b2: Any) -> None:
     """Raises unless Shampoo can take its norms from there."""
     if graft_to is None:
         return

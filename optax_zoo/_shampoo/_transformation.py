@@ -146,7 +146,7 @@ def scale_by_shampoo(
       <https://arxiv.org/abs/1802.09568>`_, 2018; Anil et al., `Scalable Second Order Optimization
       for Deep Learning <https://arxiv.org/abs/2002.09018>`_, 2020.
     """
-    _check_numbers(b1, b2, eps, exponent, init_epsilon, graft_to)
+    _options.check_shampoo(b1, b2, eps, exponent, init_epsilon, graft_to)
     _options.check_options(nesterov, blocks, refresh, roots)
     owners = _options.owners(mesh, mesh_axes, roots)
     _layers.check_layer_axes(layer_axes)
@@ -401,19 +401,3 @@ def _advanced_blocks(
         parts = [(s, f) for s, f in zip(stacks, factors, strict=True) if s.group == index]
         found.append(_statistics.precondition(parts, blocks))
     return factors, *zip(*found, strict=True), nothing
-
-
-def _check_numbers(
-    b1: Any, b2: Any, eps: Any, exponent: Any, init_epsilon: Any, graft_to: Any
-) -> None:
-    _checks.check_decay_rate("b1", b1, 0.9)
-    _checks.check_number("b2", b2, at_least=0.0, remedy="pass e.g. 0.95, or 1 for a sum")
-    if not isinstance(b2, jax.Array) and b2 > 1:
-        raise ValueError(f"b2 must be <= 1, got {b2!r}; pass e.g. 0.95, or 1 for a sum")
-    _checks.check_number("eps", eps, at_least=_checks.LEAST_EPS, remedy="pass e.g. 1e-8")
-    _checks.check_number("init_epsilon", init_epsilon, at_least=0.0, remedy="pass 0 or e.g. 1e-4")
-    if exponent is not None:
-        _checks.check_integer(
-            "exponent", exponent, at_least=1, remedy="pass p of the root A^(-1/p), e.g. 2"
-        )
-    _options.check_graft(graft_to, b2)
