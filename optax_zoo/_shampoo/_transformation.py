@@ -84,10 +84,10 @@ def scale_by_shampoo(
     its square, is not finite counts as zero in this step.
 
     Derivatives through `update` take roots as constants. They are exact over steps in which no root
-    is adopted that was begun among them, up to `refresh.delay` steps, nor corrected by
-    `refresh.drift_every`. Over others they miss how roots depend on gradients and may have the
-    wrong sign. To learn through longer training take differences of whole runs, as
-    :func:`zeroth_order_grad` does, or an inner optimizer without roots.
+    is adopted that was begun among them, nor corrected by `refresh.drift_every`. Over others they
+    miss how roots depend on gradients and may have the wrong sign. To learn through longer training
+    take differences of whole runs, as :func:`zeroth_order_grad` does, or an inner optimizer without
+    roots.
 
     With a `mesh` its devices divide the work: each owns the same number of blocks of every shape,
     their statistics and roots, and each process computes the roots of its own, Σn³ spread evenly.
