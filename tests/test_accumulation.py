@@ -11,7 +11,16 @@ import pytest
 
 import optax_zoo as zoo
 import references
-from helpers import assert_close, assert_same, call, problem, specification, train, updates_of
+from helpers import (
+    assert_close,
+    assert_same,
+    call,
+    problem,
+    slow,
+    specification,
+    train,
+    updates_of,
+)
 
 EVERY = 3
 DROP = optax.schedules.piecewise_constant_schedule(0.5, {1: 0.1})
@@ -47,7 +56,7 @@ def jitted(tx: optax.GradientTransformationExtraArgs) -> optax.GradientTransform
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("k", [1, EVERY])
+@pytest.mark.parametrize("k", [EVERY, *slow(1)])
 def test_it_takes_the_steps_of_multi_steps_around_momentum_sgd(k, nesterov, x64):
     params, grads = problem("float64", steps=8)
     # Heavy-ball momentum of (1 - decay)·g is momentum in its averaging form.
@@ -255,6 +264,7 @@ def test_then_may_be_masked_or_partitioned():
     assert_same(actual["b"], params["b"])
 
 
+@pytest.mark.slow
 def test_then_may_draw_random_numbers():
     tx = zoo.accumulate_in_momentum(2, then=optax.add_noise(0.1, 0.1, jax.random.key(0)))
     updates = updates_of(jitted(tx), jnp.zeros(3), [jnp.zeros(3)] * 4)

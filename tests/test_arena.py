@@ -29,6 +29,7 @@ from benchmarks.arena._results import Results
 from benchmarks.arena._training import Run, Trainer, rate_at
 from benchmarks.arena._workload import Workload
 from benchmarks.arena._workloads import WORKLOADS
+from helpers import slow
 
 
 def bowl():
@@ -212,7 +213,7 @@ def test_two_processes_do_not_write_one_file(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("steps", [10, 64, 400])
+@pytest.mark.parametrize("steps", [10, *slow(64, 400)])
 @pytest.mark.parametrize("warmup", [0.0, 0.2])
 def test_the_schedule_is_a_rise_and_a_cosine(steps, warmup):
     found = [
@@ -242,6 +243,7 @@ def only_bowl(monkeypatch):
     monkeypatch.setattr(staleness, "VARIANTS", variants)
 
 
+@pytest.mark.slow
 def test_from_runs_to_the_report(only_bowl, tmp_path, capsys):
     out = tmp_path / "results"
     names = ("lion", "shampoo N=10 D=10")
@@ -315,6 +317,7 @@ def test_schedule_free_is_scored_at_its_average():
     assert score == pytest.approx(float(workload.score(averaged, workload.data())))
 
 
+@pytest.mark.slow
 # The language model is for those that go by names or shapes.
 @pytest.mark.parametrize(
     ("name", "workload"),
@@ -329,6 +332,7 @@ def test_every_contender_is_built(name, workload):
     assert jax.tree.structure(updates) == jax.tree.structure(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in WORKLOADS if n != "language_model"])
 def test_workloads_have_a_floor_of_zero_and_know_their_seed(name):
     workload = WORKLOADS[name]

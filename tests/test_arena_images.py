@@ -43,6 +43,7 @@ def test_labels_name_the_digits_from_left_to_right():
         np.testing.assert_array_equal(picture, expected)
 
 
+@pytest.mark.slow
 def test_batches_of_all_sizes_see_as_many_examples():
     for batch in (16, 256):
         workload = images.workload(batch)
@@ -57,6 +58,7 @@ def test_batches_of_all_sizes_see_as_many_examples():
         images.workload(16, epochs=0)
 
 
+@pytest.mark.slow
 def test_the_score_is_the_share_of_wrong_pairs():
     data = images.data()
     params = jax.tree.map(jnp.zeros_like, images.init(data, 0))

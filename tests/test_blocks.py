@@ -205,6 +205,7 @@ def test_blocks_cover_each_parameter_once(tree, blocks):
     assert len({(group.sizes, group.axes) for group in plan.groups}) == len(plan.groups)
 
 
+@pytest.mark.slow
 @given(trees(), options)
 @settings(max_examples=20)
 def test_scattering_is_the_inverse_of_gathering(tree, blocks):
@@ -235,6 +236,7 @@ def test_scattering_is_the_inverse_of_gathering(tree, blocks):
             assert len(set(numbers // per_layer)) == 1
 
 
+@pytest.mark.slow
 def test_values_of_blocks_are_spread_over_their_leaves():
     plan = _blocks.plan(
         abstract((2, 5, 4), (3,), (4, 4)), [1, 0, 0], zoo.Blocks(size=4, merge_below=1)

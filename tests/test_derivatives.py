@@ -55,7 +55,8 @@ def test_with_roots_of_their_own_gradients_they_may_have_the_wrong_sign(x64):
     assert found * difference < 0
 
 
-@pytest.mark.parametrize("steps", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [1, 3])
 def test_soap_bounds_what_rounding_would_make_of_them(steps):
     """6e4 and more where the quotients of what is 0 but for rounding were differentiated."""
     tx, x = zoo.scale_by_soap(refresh=FRESH), jnp.array(START)

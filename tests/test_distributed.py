@@ -225,6 +225,7 @@ def test_errors_come_before_anything_is_started(more, words, arguments, tmp_path
     assert all(word in error for word in words), error
 
 
+@pytest.mark.slow
 def test_a_coordinator_that_does_not_answer_is_named():
     with socket.socket() as silent:
         silent.bind(("localhost", 0))  # and does not listen

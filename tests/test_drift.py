@@ -15,7 +15,7 @@ from test_shampoo_fidelity import ours, updates, worst
 
 import optax_zoo as zoo
 import shampoo_reference as reference
-from helpers import assert_close, assert_finite, assert_same, enable_x64, random_tree, some
+from helpers import assert_close, assert_finite, assert_same, enable_x64, random_tree, slow
 from optax_zoo import _host, _triangles
 from optax_zoo._shampoo import _drift, _statistics
 from optax_zoo._shampoo._schedule import Schedule
@@ -68,7 +68,8 @@ def compare(s: Setting, shapes: Any, *, tolerance: float, dtype: str = "float64"
     assert error > 3 * tolerance, "the correction moves nothing here"
 
 
-@pytest.mark.parametrize("form", some(FORMS, "p_2"))
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
 def test_the_formula_comes_out_again(form):
     compare(FORMS[form], SHAPES, tolerance=TOLERANCE)
 
@@ -224,6 +225,7 @@ def test_roots_in_half_precision_are_corrected_nearly_as_well():
         assert np.linalg.norm(a - d) < 0.03 * np.linalg.norm(d)
 
 
+@pytest.mark.slow
 def test_gradients_that_vanish_or_are_not_finite_leave_finite_updates():
     grads = noise(30)
     for t in (5, 8):
@@ -290,6 +292,7 @@ def wishart(n: int, seed: int = 0) -> np.ndarray:
     return x @ x.T / (3 * n)
 
 
+@pytest.mark.slow
 def test_the_residual_is_the_largest_entry_of_w_minus_one():
     snapshot = wishart(12)
     root = reference.symmetric_power(snapshot, -1 / 2)
@@ -300,7 +303,7 @@ def test_the_residual_is_the_largest_entry_of_w_minus_one():
     assert not np.allclose(found, root, rtol=0.01)
 
 
-@pytest.mark.parametrize("kind", ["indefinite", "not finite", "zero"])
+@pytest.mark.parametrize("kind", ["indefinite", *slow("not finite", "zero")])
 def test_what_is_not_certified_leaves_the_adopted_root(kind):
     snapshot = wishart(12)
     statistic = {
@@ -321,6 +324,7 @@ def test_a_fresh_root_is_used_as_it_is():
     assert drift < 1e-4
 
 
+@pytest.mark.slow
 def test_inspect_shows_the_drift_of_the_last_correction():
     grads = [random_tree(t, shapes=SHAPES) for t in range(12)]
     tx = optimizer()

@@ -925,7 +925,7 @@ CASES: dict[str, Case] = {
     ),
     # What update needs.
     "shampoo_without_params": (
-        lambda: update(shampoo(0.1, weight_decay=0.1)),
+        lambda: jax.eval_shape(lambda: update(shampoo(0.1, weight_decay=0.1))),
         ValueError,
         ("params is None", "shampoo with weight_decay=0.1"),
     ),
@@ -1007,4 +1007,4 @@ def test_a_callable_mask_of_numbers_is_refused_at_init(name, argument):
 def test_a_fitting_mask_is_taken(name, argument, mask):
     params = {"w": {"x": jnp.ones(2), "y": jnp.ones(2)}, "b": jnp.ones(2)}
     tx = masked(name, argument, mask)
-    tx.update(params, tx.init(params), params)
+    jax.eval_shape(lambda: tx.update(params, tx.init(params), params))

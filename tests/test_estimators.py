@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import optax_zoo as zoo
-from helpers import assert_close, assert_finite, assert_same
+from helpers import assert_close, assert_finite, assert_same, slow, some
 
 
 def total(params):
@@ -48,9 +48,9 @@ PARAMS = {
 }
 
 
-@each
-def test_structure_shapes_and_dtypes_are_those_of_the_parameters(make):
-    estimate = jax.jit(make(num_samples=4))
+@pytest.mark.parametrize("name", some(MAKERS, "score"))
+def test_structure_shapes_and_dtypes_are_those_of_the_parameters(name):
+    estimate = jax.jit(MAKERS[name](num_samples=4))
     value, grads = estimate(PARAMS, KEY, 1.0)
     assert value.shape == ()
     assert jax.tree.structure(grads) == jax.tree.structure(PARAMS)
@@ -74,7 +74,7 @@ def test_batches_change_nothing_but_rounding(make):
 
 
 @each
-@pytest.mark.parametrize("batch_size", [None, 1, 2])
+@pytest.mark.parametrize("batch_size", [2, *slow(None, 1)])
 def test_what_can_be_traced(make, batch_size):
     """Arguments by name, old keys, bare arrays and numbers, no parameters at all."""
     estimate = make(num_samples=4, batch_size=batch_size)
@@ -96,8 +96,9 @@ def test_double_precision_is_kept(make, x64):
 DESCENDING = {"ranks": zeroth(num_samples=16, kind="ranks"), "guided": search(sigma="uniform")}
 
 
-@pytest.mark.parametrize("estimate", DESCENDING.values(), ids=DESCENDING)
-def test_what_it_returns_is_to_be_descended(estimate):
+@pytest.mark.parametrize("kind", ["ranks", *slow("guided")])
+def test_what_it_returns_is_to_be_descended(kind):
+    estimate = DESCENDING[kind]
     tx = optax.adam(0.05)
 
     def step(carry, key):

@@ -168,6 +168,7 @@ def test_an_overflowing_norm_leaves_the_scale():
     assert bool(jnp.all(jnp.isfinite(updates)))
 
 
+@pytest.mark.slow
 def test_ten_times_too_small_a_rate_is_made_up_for():
     """A badly scaled quadratic: the gains find the rate of each coordinate."""
     curvature = jnp.array([1.0, 1e-2])

@@ -60,11 +60,13 @@ def test_a_path_has_arrived_where_it_stays():
     assert path(1.0, 1e-4, 0.5).arrived is None
 
 
+@pytest.mark.slow
 def test_lion_without_momentum_steps_by_the_gradients_signs():
     points = np.array([[-1.0, 2.0], [0.5, -1.0]])
     assert np.array_equal(_signs.steps(points), -np.sign(_signs.slopes(points)))
 
 
+@pytest.mark.slow
 def test_rates_lie_between_the_bounds():
     when, (lower, upper), reports = _bounds.record(steps=20)
     assert when[0] == 1
@@ -74,6 +76,7 @@ def test_rates_lie_between_the_bounds():
             assert np.all((rates >= 0.999 * lower) & (rates <= 1.001 * upper))
 
 
+@pytest.mark.slow
 def test_shampoos_state_has_the_moments_of_the_spectrum():
     state = jax.eval_shape(_spectrum.shampoo().init, initial())
     assert [moment.shape for moment in _spectrum.moments(state)] == [(64, 64)] * 2

@@ -115,6 +115,7 @@ def test_the_step_agrees_with_brute_force(arguments, x64):
     np.testing.assert_allclose(value, np.abs(np.floor(4 * flat)).sum())
 
 
+@pytest.mark.slow
 def test_a_quadratic_objective_gives_newtons_step():
     """exp(−l/α) is then a Gaussian, whose mean is the minimum whatever the surrogate says."""
     x, minimum, curvature = jnp.array([0.5, -0.3]), jnp.array([0.2, 0.1]), jnp.array([1.0, 3.0])
@@ -137,6 +138,7 @@ def test_low_temperatures_take_the_best_candidate_and_high_ones_ignore_the_losse
     np.testing.assert_allclose(weigh(1e12), jax.nn.softmax(-log_q), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_half_of_the_candidates_lie_around_the_gradient():
     sides = functools.partial(_guided_search.guided_sides, jax.random.key(0))
     assert sides(4, 0.5).tolist() == [True, False, True, False]
@@ -145,6 +147,7 @@ def test_half_of_the_candidates_lie_around_the_gradient():
     assert int(sides(10, 0.2).sum()) == 2
 
 
+@pytest.mark.slow
 def test_a_share_that_is_not_whole_is_right_on_average():
     keys = jax.random.split(jax.random.key(0), 4000)
     counts = jax.vmap(lambda key: _guided_search.guided_sides(key, 5, 0.3).sum())(keys)
@@ -194,6 +197,7 @@ def test_uniform_noise_of_a_surrogate_without_slope_stays_where_it_is():
     assert jax.jit(estimate)(jnp.ones(()), jax.random.key(0)) == (1.0, 0.0)
 
 
+@pytest.mark.slow
 def test_sigma_must_fit_the_parameters():
     estimate = zoo.guided_search(square, square, alpha=1.0, sigma={"other": 1.0})
     with pytest.raises(ValueError, match=r"^sigma does not fit the parameters"):
@@ -223,6 +227,7 @@ def test_an_array_that_no_candidate_moves_does_not_weigh(monkeypatch):
     assert not found["frozen"].any()
 
 
+@pytest.mark.slow
 def test_a_surrogate_without_a_finite_gradient_guides_nowhere():
     wild = zoo.guided_search(lambda x: jnp.nan * x.sum(), lambda x: jnp.sum(x**2), alpha=1.0)
     flat = zoo.guided_search(lambda x: 0 * x.sum(), lambda x: jnp.sum(x**2), alpha=1.0)

@@ -23,7 +23,6 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from helpers import slow
 from optax_zoo import _host
 
 PATIENCE = 60.0  # seconds after which something hangs
@@ -470,7 +469,8 @@ def test_a_blas_that_jax_loads_later_is_limited_too():
 # Exit and fork.
 
 
-@pytest.mark.parametrize("awaited", [False, *slow(True)])
+@pytest.mark.slow
+@pytest.mark.parametrize("awaited", [False, True])
 def test_at_exit_work_that_nobody_awaits_is_dropped(awaited):
     code = """
         import threading, time, numpy as np
@@ -496,6 +496,7 @@ def test_at_exit_work_that_nobody_awaits_is_dropped(awaited):
     assert out.count("array") == 2 * awaited
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_starts_afresh():
     code = """
@@ -686,6 +687,7 @@ def test_inside_jit_on_one_core():
     assert run_python(code, "taskset", "-c", "0") == f"{{{2.0 * sum(range(0, 30, 3))}}}\n"
 
 
+@pytest.mark.slow
 def test_a_step_in_flight_at_exit_is_finished():
     code = """
         import threading, time, jax, jax.numpy as jnp, numpy as np

@@ -51,7 +51,7 @@ def ages(found: list[Any], name: str) -> list[float]:
 # --- quantities -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["schur_newton", "eigh"])
+@pytest.mark.parametrize("method", ["eigh", *slow("schur_newton")])
 def test_a_short_training(method):
     found = reports(optimizer(method), 13)
     assert all(set(report) == {"w", "k", "b"} for report in found)
@@ -72,6 +72,7 @@ def test_a_short_training(method):
     assert [found[5]["w"][q] for q in ("residual", "iterations", "condition")] == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_the_condition_is_that_of_the_ridged_statistic():
     tx = zoo.scale_by_shampoo(refresh=zoo.Refresh(every=1, delay=0))
     state = tx.init({"w": jnp.eye(4)})
@@ -80,6 +81,7 @@ def test_the_condition_is_that_of_the_ridged_statistic():
     np.testing.assert_allclose(report["condition"], 100 * 1.0001 / 1.01, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_the_worst_factor_of_a_block_is_shown():
     tx = zoo.scale_by_shampoo(b2=1.0, refresh=zoo.Refresh(every=2, delay=0))
     state = tx.init({"w": jnp.zeros((2, 2))})
@@ -96,6 +98,7 @@ def test_ages_with_roots_at_once():
     assert ages(reports(tx, 9), "w") == [-1, -1, 0, 1, 0, 1, 2, 3, 0, 1]
 
 
+@pytest.mark.slow
 def test_refreshes_without_a_root_are_counted():
     def zero_w(t, grads):
         return {**grads, "w": jnp.zeros_like(grads["w"])} if t <= 8 else grads
@@ -108,6 +111,7 @@ def test_refreshes_without_a_root_are_counted():
     assert ages(found, "k")[6] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
 def test_gradients_left_out_are_counted(bad):
     def spoil(t, grads):
@@ -339,7 +343,7 @@ MAKERS = {
     "accumulate_in_adam": functools.partial(zoo.accumulate_in_adam, 2),
 }
 every = pytest.mark.parametrize("name", MAKERS)
-HEAVY = ("shampoo", "soap")
+QUICK = ("lion", "lamb", "adabound")
 
 
 @every
@@ -348,7 +352,7 @@ def test_no_reader_is_missing(name):
     assert report, f"give the state of {name} a line in _READERS of optax_zoo/_inspection.py"
 
 
-@pytest.mark.parametrize("name", some(MAKERS, *(n for n in MAKERS if n not in HEAVY)))
+@pytest.mark.parametrize("name", some(MAKERS, *QUICK))
 def test_plain_finite_floats_before_and_after_a_step(name):
     params = {
         "w": jnp.ones((2, 3), jnp.bfloat16),
@@ -393,7 +397,7 @@ def test_stacked_states_are_refused(name):
 MASK = {"block": {"kernel": True, "bias": False}, "head": [True]}
 
 
-@pytest.mark.parametrize("name", some(MAKERS, *(n for n in MAKERS if n not in HEAVY)))
+@pytest.mark.parametrize("name", some(MAKERS, *QUICK))
 def test_every_wrapping_shows_the_same(name):
     params = {"a": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
     grads = jax.tree.map(lambda p: 0.3 * p, params)
@@ -418,7 +422,7 @@ def test_every_wrapping_shows_the_same(name):
             assert_numbers(found[leaf], alone[leaf])
 
 
-@pytest.mark.parametrize("name", ["lion", "lars", "adabound", "adax", "egdd"])
+@pytest.mark.parametrize("name", ["lion", "egdd", *slow("lars", "adabound", "adax")])
 def test_hyper_parameters_injected(name):
     factory = zoo.info(name).factory
     kinds = tuple(key for key, v in zoo.info(name).defaults.items() if isinstance(v, bool | tuple))
@@ -556,6 +560,7 @@ def test_an_empty_tree(params):
     assert zoo.inspect(zoo.shampoo(0.1).init(params), params) == {}
 
 
+@pytest.mark.slow
 def test_abstract_parameters_name_as_well():
     state = zoo.scale_by_shampoo().init(PARAMS)
     assert set(zoo.inspect(state, jax.eval_shape(lambda: PARAMS))) == NAMES
@@ -580,7 +585,8 @@ def test_the_optimizer_of_nnx():
     assert set(found["layers/0/kernel"]) == QUANTITIES
 
 
-@pytest.mark.parametrize("name", ["lamb", "amos", *slow("lion", "adabound", "adaxw", "egdd")])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lamb", "amos", "lion", "adabound", "adaxw", "egdd"])
 def test_others_in_the_optimizer_of_nnx(name):
     model = nnx.Sequential(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
     params = nnx.state(model, nnx.Param)
@@ -600,6 +606,7 @@ def test_others_in_the_optimizer_of_nnx(name):
         assert_numbers(found[leaf], expected[leaf])
 
 
+@pytest.mark.slow
 def test_a_partition_in_the_optimizer_of_nnx():
     model = nnx.Sequential(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
     params = nnx.state(model, nnx.Param)

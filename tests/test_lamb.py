@@ -21,7 +21,7 @@ from helpers import (
 from optax_zoo import _lamb
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("weight_decay", [0.1, *slow(0.0)])
 @pytest.mark.parametrize("dtype", ["float64", *slow("float32")])
 def test_lamb_equals_optax(dtype, weight_decay):
     with enable_x64(dtype == "float64"):
@@ -47,7 +47,7 @@ def special_numbers(dtype):
     )
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", *slow("float64", "float16", "complex64")])
+@pytest.mark.parametrize("dtype", ["bfloat16", *slow("float32", "float64", "float16", "complex64")])
 @pytest.mark.parametrize("jit", [True, False])
 def test_the_ordering_link_is_the_identity_to_the_bit(small_leaves_count_as_large, dtype, jit):
     with enable_x64(dtype == "float64"):
@@ -68,6 +68,7 @@ def test_the_ordering_link_is_the_identity_to_the_bit(small_leaves_count_as_larg
                 )
 
 
+@pytest.mark.slow
 def test_large_leaves_give_the_same_result(small_leaves_count_as_large, monkeypatch):
     params, grads = problem(shapes={"a": (3, 3), "b": (4, 4), "c": (2,)})
     ordered = train(zoo.lamb(1e-2, weight_decay=0.1), params, grads)
@@ -76,6 +77,7 @@ def test_large_leaves_give_the_same_result(small_leaves_count_as_large, monkeypa
     assert_close(ordered, plain, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_broken_leaf_does_not_spoil_the_others(small_leaves_count_as_large):
     params, grads = problem(shapes={"a": (3, 3), "b": (4, 4)})
     grads[0]["a"] = grads[0]["a"].at[0, 0].set(jnp.nan)
@@ -84,6 +86,7 @@ def test_a_broken_leaf_does_not_spoil_the_others(small_leaves_count_as_large):
     assert bool(jnp.any(jnp.isnan(after["a"])))
 
 
+@pytest.mark.slow
 def test_a_really_large_leaf_equals_optax():
     params = {"a": jnp.ones(_lamb._LARGE_LEAF), "b": jnp.ones(_lamb._LARGE_LEAF + 1)}
     grads = jax.tree.map(lambda p: jnp.sin(jnp.arange(p.size, dtype=jnp.float32)), params)

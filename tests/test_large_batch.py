@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optax_zoo as zoo
-from helpers import assert_finite, problem, train
+from helpers import assert_finite, problem, slow, train
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,7 @@ arguments = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(arguments, st.floats(0, 1, exclude_max=True))
 def test_it_rises_to_the_peak_and_falls_to_the_end(arguments, share):
@@ -124,7 +125,7 @@ def test_a_traced_step_and_a_traced_rate_work(x64):
     assert float(jax.jit(traced)(0.1, 55)) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("factory", [zoo.lion, zoo.lars, zoo.lamb, zoo.adax, optax.adam])
+@pytest.mark.parametrize("factory", [zoo.lamb, *slow(zoo.lion, zoo.lars, zoo.adax, optax.adam)])
 def test_every_optimizer_takes_the_schedule(factory):
     schedule = zoo.large_batch_schedule(0.1, 32, 64, total_steps=5, warmup_steps=1)
     params, grads = problem()

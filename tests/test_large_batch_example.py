@@ -25,6 +25,7 @@ def test_it_tunes_scales_and_draws(tmp_path):
     assert (tmp_path / "large_batch.png").stat().st_size > 5_000
 
 
+@pytest.mark.slow
 def test_the_search_ends_between_worse_rates(monkeypatch):
     trainer = large_batch.Trainer(large_batch.digits(0.1), optax.sgd)
     best = 0.1 * large_batch.FACTOR**3

@@ -42,6 +42,19 @@ def tx(entry) -> optax.GradientTransformationExtraArgs:
     return entry.tx
 
 
+def compiled(*more: str) -> Any:
+    """For laws that compile a program: quick for names that are not made of another's link."""
+    later = {"lion", "lars", "adabound", "adaboundw", "adax", "adaxw", "accumulate_in_adam", *more}
+    return pytest.mark.parametrize(
+        "entry",
+        [
+            pytest.param(entry, id=name, marks=[pytest.mark.slow] if name in later else [])
+            for name, entry in TABLE.items()
+        ],
+        indirect=True,
+    )
+
+
 floats = pytest.mark.parametrize("dtype", ["bfloat16", *slow("float64", "float32", "float16")])
 
 
@@ -192,14 +205,21 @@ def test_jitted_equals_unjitted(tx):
     assert_close(train(tx, *problem()), train(tx, *problem(), jit=False), rtol=2e-6, atol=5e-7)
 
 
-def test_parameters_and_state_can_be_donated_from_init_on(tx):
-    params, grads = problem()
-    desired = train(tx, params, grads)
-    step = jax.jit(helpers.one_step(tx), donate_argnums=(0, 1))
+@compiled()
+def test_several_steps_with_donation_from_init_on_compile_once_and_change_nothing(tx):
+    params, grads = problem(steps=4)
+    desired, traces = train(tx, params, grads), []
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, grads):
+        traces.append(None)
+        return helpers.one_step(tx)(params, state, grads)
+
     params, state = jax.tree.map(jnp.copy, params), tx.init(params)
     for g in grads:
         params, state = step(params, state, g)
     assert_same((params, state), desired)
+    assert len(traces) == 1
 
 
 def test_no_two_arrays_of_a_fresh_state_share_a_buffer(tx):
@@ -208,21 +228,7 @@ def test_no_two_arrays_of_a_fresh_state_share_a_buffer(tx):
     assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
 
 
-def test_several_steps_compile_once(tx):
-    traces = []
-
-    @jax.jit
-    def step(params, state, grads):
-        traces.append(None)
-        return helpers.one_step(tx)(params, state, grads)
-
-    params, grads = problem(steps=4)
-    state = tx.init(params)
-    for g in grads:
-        params, state = step(params, state, g)
-    assert len(traces) == 1
-
-
+@pytest.mark.slow  # with vmap and traced hyper-parameters below
 def test_scan_equals_the_python_loop(tx):
     params, grads = problem()
     step = helpers.one_step(tx)
@@ -234,7 +240,7 @@ def test_scan_equals_the_python_loop(tx):
     assert_close(scanned, train(tx, params, grads), rtol=2e-6, atol=1e-7)
 
 
-@pytest.mark.slow  # with traced hyper-parameters below
+@pytest.mark.slow  # likewise
 def test_vmap_equals_separate_runs(tx):
     problems = [(random_tree(i), random_tree(10 + i), random_tree(20 + i)) for i in range(3)]
     params, *grads = jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)
@@ -246,6 +252,7 @@ def test_vmap_equals_separate_runs(tx):
         assert_close(mine, train(tx, one[0], one[1:]), rtol=2e-6, atol=1e-6)
 
 
+@compiled("shampoo", "soap")
 def test_update_can_be_differentiated_also_at_zero(entry):
     # Optax's Adam, inside LAMB, needs a positive eps_root for that.
     tx = entry.make(eps_root=1e-12) if entry.takes("eps_root") else entry.tx
@@ -272,22 +279,21 @@ def numbers(entry: Entry) -> dict[str, float]:
     return {name: value for name, value in entry.values.items() if type(value) is float}
 
 
-def test_traced_hyper_parameters_under_vmap_give_the_same_steps(entry):
+@compiled()
+def test_traced_hyper_parameters_under_vmap_and_scan_give_the_same_steps(entry):
     problems = [(random_tree(i), random_tree(10 + i), random_tree(20 + i)) for i in range(3)]
-    params, *grads = jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)
+    stack = functools.partial(jax.tree.map, lambda *leaves: jnp.stack(leaves))
+    params, grads = stack(*(p for p, *_ in problems)), stack(*(stack(*g) for _, *g in problems))
 
-    def init(numbers, params):
-        return entry.make(**numbers).init(params)
+    def run(numbers, params, grads):
+        tx = entry.make(**numbers)
+        step = helpers.one_step(tx)
+        start = params, tx.init(params)
+        return jax.lax.scan(lambda carry, g: (step(*carry, g), None), start, grads)[0]
 
-    def step(numbers, params, state, grads):
-        return helpers.one_step(entry.make(**numbers))(params, state, grads)
-
-    state = jax.jit(jax.vmap(init, (None, 0)))(numbers(entry), params)
-    step = jax.jit(jax.vmap(step, (None, 0, 0, 0)))
-    for g in grads:
-        params, state = step(numbers(entry), params, state, g)
+    together, _ = jax.jit(jax.vmap(run, (None, 0, 0)))(numbers(entry), params, grads)
     for i, one in enumerate(problems):
-        mine = jax.tree.map(lambda leaf, i=i: leaf[i], params)
+        mine = jax.tree.map(lambda leaf, i=i: leaf[i], together)
         assert_close(mine, train(entry.tx, one[0], one[1:])[0], rtol=1e-4, atol=1e-5)
 
 
@@ -434,6 +440,7 @@ def test_chain_after_a_clip_equals_clipping_by_hand(tx):
     assert_close(after, train(tx, params, clipped, jit=False)[0], atol=1e-5)
 
 
+@compiled()
 def test_multi_steps_over_a_broken_gradient_equals_a_step_on_the_mean(tx):
     params, grads = problem(steps=4)
     broken = jax.tree.map(lambda g: g * jnp.nan, grads[0])
@@ -536,6 +543,7 @@ def test_nnx_optimizer_takes_a_callable_mask(entry):
     assert_close(train_nnx(tx), train_plain(prefix))
 
 
+@pytest.mark.slow
 def test_orbax_brings_back_the_bits_of_all(tmp_path):
     params, grads = problem(steps=4)
     txs = {name: entry.tx for name, entry in TABLE.items()}
@@ -576,7 +584,7 @@ TREES: dict[str, Any] = {
 }
 
 
-FEW = ["empty_leaf", "bare_array", "empty_dict"]
+FEW = ["empty_leaf", "empty_dict"]
 
 
 @pytest.mark.parametrize("tree", some(TREES, *FEW))
@@ -637,6 +645,7 @@ def test_integer_parameters_are_refused_by_name(tx, dtype):
 # --- many devices -----------------------------------------------------------------------------
 
 
+@compiled("shampoo", "soap")
 @pytest.mark.parametrize("axis_type", ["Auto", *slow("Explicit")])
 def test_sharded_parameters_keep_the_states_sharding_and_the_result(tx, axis_type, request):
     scatters = any(name in request.node.name for name in ("shampoo", "soap"))

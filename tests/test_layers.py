@@ -22,6 +22,7 @@ def test_more_layer_axes_than_axes_are_refused_at_init(layer_axes):
         zoo.lamb(1e-3, layer_axes=layer_axes).init({"w": jnp.ones(3)})
 
 
+@pytest.mark.slow
 def test_the_callable_sees_the_same_paths_in_init_and_update_of_nnx():
     seen: list[set] = [set()]
 

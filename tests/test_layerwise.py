@@ -109,11 +109,12 @@ STACKED = {"layers": (3, 4, 2), "head": (4, 2)}
 @pytest.mark.parametrize(
     "layer_axes",
     [
-        {"layers": 1, "head": 0},
-        lambda path, leaf: int(path[0] == "layers"),
-        lambda path, leaf: leaf.ndim - 2,
+        pytest.param({"layers": 1, "head": 0}, id="prefix"),
+        pytest.param(
+            lambda path, leaf: int(path[0] == "layers"), id="by_path", marks=pytest.mark.slow
+        ),
+        pytest.param(lambda path, leaf: leaf.ndim - 2, id="by_leaf", marks=pytest.mark.slow),
     ],
-    ids=["prefix", "by_path", "by_leaf"],
 )
 def test_stacked_layers_step_as_separate_ones(name, layer_axes):
     tx = getattr(zoo, name)(0.1, weight_decay=0.1, layer_axes=layer_axes)

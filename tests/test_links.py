@@ -34,6 +34,7 @@ def test_an_array_of_hyper_parameters_does_not_widen_the_updates(dtype):
     assert call(rate, x)[0].dtype == dtype
 
 
+@pytest.mark.slow
 def test_a_link_in_float32_does_not_stall_on_bfloat16():
     link = _links.in_float32(optax.trace(0.999), optax.TraceState, "trace")
     x = jnp.ones(1, jnp.bfloat16)

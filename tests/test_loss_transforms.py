@@ -94,6 +94,7 @@ def distances(loss, x, steps):
     return np.array([measure(h) for h in steps])
 
 
+@pytest.mark.slow
 def test_a_step_follows_the_flow_of_the_penalised_loss(x64):
     data, settings = recording()
     loss = lambda x: quadratic(x, data["A"], data["c"])  # noqa: E731
@@ -103,6 +104,7 @@ def test_a_step_follows_the_flow_of_the_penalised_loss(x64):
     np.testing.assert_allclose(found, list(desired.values()), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_distance_is_of_third_order_with_the_penalty_and_of_second_without(x64):
     loss = lambda x: jnp.sum(jnp.cosh(x)) + 0.5 * jnp.prod(x)  # noqa: E731
     x = jnp.array([0.5, -1.0, 0.8])
@@ -111,6 +113,7 @@ def test_the_distance_is_of_third_order_with_the_penalty_and_of_second_without(x
     np.testing.assert_allclose(orders, [2, 3], atol=0.1)
 
 
+@pytest.mark.slow
 def test_a_step_down_and_a_step_up_penalise_the_gradient(x64):
     data, _ = recording()
     loss = lambda x: quadratic(x, data["A"], data["c"])  # noqa: E731
@@ -157,6 +160,7 @@ def test_value_and_every_derivative_are_those_of_the_penalised_loss(argnums, ent
     assert_close(slopes, desired[1], rtol=1e-12 if epsilon is None else 1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_sum_and_the_mean_differ_by_the_number_of_entries():
     params, x = inputs()
     mean = zoo.gradient_penalty(network, 0.16)(params, x)
@@ -186,6 +190,7 @@ def test_forward_mode_keywords_and_closures_work(epsilon, x64):
     np.testing.assert_allclose(slopes, desired, rtol=1e-8 if epsilon is None else 1e-3)
 
 
+@pytest.mark.slow
 def test_at_twice_the_strength_the_difference_gives_the_gradient_uphill():
     params, x = inputs()
     penalised = zoo.gradient_penalty(network, 0.05, form="sum", finite_difference=0.1)
@@ -216,6 +221,7 @@ def test_the_difference_asks_for_no_second_derivative():
     np.testing.assert_allclose(found, g + 0.1 * curvature * g, rtol=2e-2)
 
 
+@pytest.mark.slow
 def test_the_difference_costs_two_gradients():
     def loss(weights, x):
         for w in weights:
@@ -266,6 +272,7 @@ def test_narrow_losses_keep_their_dtype(epsilon):
     assert_close(as_wide, desired, rtol=0.1, atol=0.05)
 
 
+@pytest.mark.slow
 @both_ways
 def test_trees_without_entries_and_stationary_points_are_harmless(epsilon):
     loss = lambda p: 1.0 + sum(jnp.sum(x**2) for x in jax.tree.leaves(p))  # noqa: E731
@@ -354,6 +361,7 @@ def test_the_derivative_by_the_strength_is_the_penalty(epsilon):
     np.testing.assert_allclose(jax.grad(value)(0.1), 1 + 64, rtol=1e-6)  # |(1, 8)|²
 
 
+@pytest.mark.slow
 def test_a_module_that_would_be_copied_is_refused():
     module = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
     penalised = zoo.gradient_penalty(lambda m, x: m(x).sum(), 0.1)

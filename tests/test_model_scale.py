@@ -10,7 +10,6 @@ import pytest
 from flax import linen, nnx
 
 import optax_zoo as zoo
-from helpers import some
 from optax_zoo import _layers
 
 
@@ -140,7 +139,8 @@ WALKS = [
 ]
 
 
-@pytest.mark.parametrize(("build", "start"), some(WALKS, WALKS[0]))
+@pytest.mark.slow
+@pytest.mark.parametrize(("build", "start"), WALKS)
 def test_a_random_walk_settles_at_the_scale(build, start):
     rule = zoo.model_scale_schedules(SCALE, relative_step=A, trust_ratio=build is lamb)
     tx = build(rule.learning_rate, rule.weight_decay)
@@ -154,6 +154,7 @@ def test_the_balance_is_exact_for_signs():
     assert (1 - rate * decay) ** 2 * fixed + rate**2 == pytest.approx(fixed, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_an_average_walks_further_than_its_rms_says():
     b1 = 0.9
     walk = math.sqrt((1 + b1) / (1 - b1))
@@ -191,6 +192,7 @@ def test_the_rate_halves_when_asked_to():
     np.testing.assert_allclose(rates, [1 / 2, 1 / 3, 1 / 10])
 
 
+@pytest.mark.slow
 def test_numbers_may_be_traced():
     def rates(scale, half):
         rule = zoo.model_scale_schedules(scale, steps_to_half=half)

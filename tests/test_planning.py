@@ -121,6 +121,7 @@ def test_the_proposal_is_taken_by_shampoo():
     jax.eval_shape(tx.update, PARAMS, jax.eval_shape(tx.init, PARAMS), PARAMS)
 
 
+@pytest.mark.slow
 def test_a_real_measurement_is_positive_and_grows_with_the_stack():
     roots = zoo.Roots(method="eigh")
     small = zoo.plan_refresh(PARAMS, 0.1, roots=roots)

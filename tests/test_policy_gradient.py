@@ -72,6 +72,7 @@ def many(baseline):
     return jax.jit(jax.vmap(lambda key: estimate(LOGITS, key)))(keys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("baseline", [None, "leave_one_out"])
 def test_the_mean_is_the_gradient_of_the_expected_loss(baseline):
     values, grads = many(baseline)
@@ -91,6 +92,7 @@ def test_a_baseline_varies_less():
     assert based < plain / 2
 
 
+@pytest.mark.slow
 def test_a_tree_of_continuous_parameters():
     params = {"mean": jnp.array(0.8), "log_scale": jnp.array(-0.5)}
 

@@ -57,6 +57,7 @@ def test_gradients_of_any_scale_stay_finite(name, exponent, seed):
 SCALE_FREE = ["scale_by_sign_momentum", "lion", "lars", "lamb"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCALE_FREE)
 @settings(max_examples=5)
 @given(exponent=st.integers(-3, 12))

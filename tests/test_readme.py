@@ -40,6 +40,7 @@ def test_every_python_block_runs():
 GUIDES = sorted(path for path in SITE.glob("*.md") if path.name != "index.md" and blocks(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
 def test_every_python_block_of_a_page_runs(page):
     """Pages go on from the code of the site's first page, as that says."""

@@ -21,14 +21,14 @@ import orbax.checkpoint as ocp
 import pytest
 
 import optax_zoo as zoo
-from helpers import AlteredTask, assert_same, random_tree, slow
+from helpers import AlteredTask, assert_same, random_tree, some
 from optax_zoo import _host
 
 SHAPES = {"w": (6, 4), "b": (5,), "k": (4, 4, 3)}
 STEPS = 200
 EVERY = 10
 METHODS = ("schur_newton", "eigh")
-methods = pytest.mark.parametrize("method", METHODS)
+methods = pytest.mark.parametrize("method", some(METHODS, "schur_newton"))
 
 
 @functools.cache
@@ -199,7 +199,23 @@ def test_scan_with_host_roots_is_scan_inline(method):
     assert not np.array_equal(beside[0]["w"], begin(method)[0]["w"])
 
 
-@pytest.mark.parametrize("method", ["eigh", *slow("schur_newton")])
+@methods
+def test_new_arrays_at_every_phase_change_nothing(method):
+    """From step 20 on, after each step, for one interval; the host has forgotten everything."""
+    first, last = 2 * EVERY, 3 * EVERY + 1
+    found, carry = digests(method, last=first)
+    for t in range(first, last):
+        with _host.inline():
+            pass
+        carry = jax.tree.map(lambda x: jnp.asarray(np.array(x)), carry)
+        one, carry = digests(method, carry, t, t + 1)
+        found += one
+    found += digests(method, carry, last)[0]
+    assert_undisturbed(method, found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_an_orbax_round_trip_at_every_phase_changes_nothing(method, tmp_path):
     """From step 20 on, after each step, for one interval; the host has forgotten everything."""
     abstract = jax.eval_shape(lambda: begin(method))
@@ -293,10 +309,8 @@ print("dispatched")
 """
 
 
-@pytest.mark.parametrize(
-    ("cores", "delay"),
-    [("all", 2), *slow(("one", 0), ("one", 2))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("cores", "delay"), [("all", 2), ("one", 0), ("one", 2)])
 def test_large_steps_that_nobody_waits_for_neither_hang_nor_abort(cores, delay):
     """Arrays that XLA copies in its own time, from one asynchronous program to the next."""
     if cores == "one" and not shutil.which("taskset"):

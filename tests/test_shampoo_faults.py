@@ -15,7 +15,7 @@ import optax
 import pytest
 
 import optax_zoo as zoo
-from helpers import AlteredTask, assert_finite, assert_same, random_tree, slow
+from helpers import AlteredTask, assert_finite, assert_same, random_tree, slow, some
 from optax_zoo import _host
 
 SHAPES = {"weight": (6, 4), "other": (4, 4, 3), "bias": (5,)}
@@ -190,8 +190,12 @@ def spoil(value: float, *leaves: str):
 
 @pytest.mark.parametrize(
     ("on", "value", "steps"),
-    [("host", v, s) for v in (math.nan, math.inf, -math.inf, 1e30) for s in (1, 100)]
-    + slow(("device", math.nan, 1)),
+    some(
+        [("host", v, s) for v in (math.nan, math.inf, -math.inf, 1e30) for s in (1, 100)]
+        + [("device", math.nan, 1)],
+        ("host", math.nan, 1),
+        ("host", 1e30, 100),
+    ),
 )
 def test_a_bad_gradient_in_one_leaf_is_survived_and_counted(on, value, steps):
     tx = optimizer(on)
@@ -207,6 +211,7 @@ def test_a_bad_gradient_in_one_leaf_is_survived_and_counted(on, value, steps):
     assert_moves(tx, carry, 500)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_bad_gradient_from_the_start_leaves_the_others_alone(value):
     tx = optimizer()
@@ -259,9 +264,10 @@ def test_statistics_of_rank_one(on, method):
     assert_recovered(go(tx, carry, 0, 10 * EVERY))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("on", "scale", "statistics_every"),
-    [("host", 1e-30, 1), *slow(("host", 1e30, 2), ("device", 1e-30, 1))],
+    [("host", 1e-30, 1), ("host", 1e30, 2), ("device", 1e-30, 1)],
 )
 def test_gradients_out_of_all_proportion(on, scale, statistics_every):
     tx = optimizer(on, statistics_every=statistics_every)
@@ -275,6 +281,7 @@ def test_gradients_out_of_all_proportion(on, scale, statistics_every):
     assert_moves(tx, carry, 500)
 
 
+@pytest.mark.slow
 def test_a_factor_without_a_root_keeps_to_the_scale_of_its_neighbours():
     """Half of a blocked leaf sees no gradient until the roots of the other half are in use."""
     tx = zoo.scale_by_shampoo(
@@ -350,6 +357,7 @@ def test_a_traced_value_that_fixes_the_program_names_static_args(name):
         tx.init({"w": jnp.ones((4, 3))})
 
 
+@pytest.mark.slow
 def test_numbers_may_be_traced():
     tx = optax.inject_hyperparams(zoo.shampoo)(
         learning_rate=lambda t: 1e-3 / (1 + t), refresh=zoo.Refresh(every=2, delay=0)

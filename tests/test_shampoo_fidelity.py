@@ -14,7 +14,7 @@ import pytest
 
 import optax_zoo as zoo
 import shampoo_reference as reference
-from helpers import assert_close, enable_x64, some, trajectory
+from helpers import assert_close, enable_x64, slow, trajectory
 from shampoo_reference import Setting, gradients
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -122,7 +122,8 @@ FORMS: dict[str, tuple[Setting, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("form", some(FORMS, "adam_norm"))
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
 def test_the_reference_comes_out_again(form):
     s, shapes = FORMS[form]
     compare(s, shapes, tolerance=1e-6, root_dtype=jnp.float64)
@@ -299,7 +300,7 @@ RECORDED: dict[tuple[str, str], tuple[Setting, float, str]] = {
 }
 
 
-@pytest.mark.parametrize(("file", "name"), RECORDED)
+@pytest.mark.parametrize(("file", "name"), [*list(RECORDED)[:2], *slow(*list(RECORDED)[2:])])
 def test_the_recorded_leaves_come_out_again(file, name, x64):
     s, b1, leaves = RECORDED[file, name]
     hyper = json.loads((GOLDEN / f"{file}.json").read_text())["settings"][name]["hyperparameters"]
@@ -350,7 +351,8 @@ def by_hand(every, delay, start, statistics_every=1, steps=45) -> list[int]:
     return [-(-b // statistics_every) for b in used]
 
 
-@pytest.mark.parametrize(("every", "delay", "start", "statistics_every"), some(TIMES, TIMES[-1]))
+@pytest.mark.slow
+@pytest.mark.parametrize(("every", "delay", "start", "statistics_every"), TIMES)
 def test_roots_begin_and_are_adopted_by_the_table(every, delay, start, statistics_every):
     arguments = every, delay, start, statistics_every
     assert statistics_behind(*arguments) == by_hand(*arguments)

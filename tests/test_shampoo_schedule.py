@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import optax_zoo as zoo
-from helpers import assert_close, assert_finite, assert_same, one_step, random_tree, slow
+from helpers import assert_close, assert_finite, assert_same, one_step, random_tree
 from optax_zoo import _host
 from optax_zoo._shampoo._schedule import Schedule
 
@@ -208,7 +208,8 @@ def test_a_run_across_the_end_of_int32_is_like_any_other():
     assert_same(across, far)
 
 
-@pytest.mark.parametrize(("every", "delay", "start"), [(5, 2, 1), *slow((4, 4, 1), (3, 0, 2))])
+@pytest.mark.slow
+@pytest.mark.parametrize(("every", "delay", "start"), [(5, 2, 1), (4, 4, 1), (3, 0, 2)])
 def test_the_host_is_called_in_begin_and_adopt_steps_alone(monkeypatch, every, delay, start):
     calls = []
     for name in ("begin", "redeem"):

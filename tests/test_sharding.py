@@ -141,6 +141,7 @@ def trained(tx):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lars", "lamb"])
 def test_inside_shard_map_a_loop_over_steps_trains_each_devices_layers(name, monkeypatch):
     monkeypatch.setattr(_lamb, "_LARGE_LEAF", 1)  # no order there either
@@ -150,6 +151,7 @@ def test_inside_shard_map_a_loop_over_steps_trains_each_devices_layers(name, mon
     assert_close(found, train(tx, params, grads)[0], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["leaf", "global"])
 def test_inside_shard_map_scales_of_gains_go_round_a_loop(scope):
     params, grads = problem(steps=2, shapes={"layers": SHAPES["layers"]})

@@ -25,7 +25,6 @@ from helpers import (
     assert_same,
     enable_x64,
     random_tree,
-    slow,
     some,
 )
 from optax_zoo import _host
@@ -194,6 +193,7 @@ def test_before_the_first_basis_it_is_adam():
     assert_close(found, updates(adam, grads, "float32"), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_may_be_pythons_numbers():
     tx = zoo.scale_by_soap()
     params = {"w": jnp.ones((2, 2)), "s": 1.0}
@@ -201,6 +201,7 @@ def test_gradients_may_be_pythons_numbers():
     np.testing.assert_allclose(updates["s"], 1.0, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_anything_to_precondition_it_is_adam():
     grads = gradients(TREE, 30)
     tx = zoo.scale_by_soap(blocks=zoo.Blocks(skip_above=1), refresh=zoo.Refresh(every=5))
@@ -256,6 +257,7 @@ def carried(left: np.ndarray, right: np.ndarray) -> _bases.Moments:
     return _bases.carried(parts, moments())
 
 
+@pytest.mark.slow
 def test_other_signs_and_another_order_change_signs_and_order_alone(x64):
     left = np.eye(4)[[2, 0, 3, 1]] * np.array([1, -1, -1, 1])
     right = np.diag([-1.0, 1.0, -1.0])
@@ -382,6 +384,7 @@ def without_convergence(matrices: np.ndarray) -> Any:
     raise np.linalg.LinAlgError("Eigenvalues did not converge")
 
 
+@pytest.mark.slow
 def test_a_decomposition_that_fails_keeps_the_last_bases():
     tx = optimizer()
     carry = go(tx, begin(tx), 0, EVERY + 2)
@@ -427,6 +430,7 @@ def test_results_that_are_not_numbers_are_not_adopted(monkeypatch):
     assert report(carry, "weight")["failures"] == 4
 
 
+@pytest.mark.slow
 def test_no_call_of_lapack_on_the_device_has_a_batch():
     # On CPUs several of those at once, or one beside collectives, wait for ever.
     tx = zoo.scale_by_soap(roots=zoo.Roots(method="eigh", on="device"))
@@ -453,7 +457,8 @@ def test_zero_gradients_have_no_basis_and_are_counted(on):
     assert (reports["w"]["age"], reports["k"]["age"]) == (-1, 0)
 
 
-@pytest.mark.parametrize("on", ["host", *slow("device")])
+@pytest.mark.slow
+@pytest.mark.parametrize("on", ["host", "device"])
 @pytest.mark.parametrize("value", [math.nan, 1e30])
 def test_a_bad_gradient_in_one_leaf_is_survived_and_counted(on, value):
     tx = optimizer(on)
@@ -521,6 +526,7 @@ def test_the_optimizer_of_nnx():
     assert (found["kernel"]["age"], found["bias"]["age"]) == (0, -1)
 
 
+@pytest.mark.slow
 def test_names_under_a_mask():
     params = {"block": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}, "head": [jnp.ones(2)]}
     mask = {"block": {"kernel": True, "bias": False}, "head": [True]}

@@ -13,7 +13,7 @@ from flax import nnx
 
 import laws
 import optax_zoo as zoo
-from helpers import assert_close, slow
+from helpers import assert_close
 from optax_zoo import _triangles
 
 PARAMS = {"w": jnp.ones((4, 6)), "b": jnp.ones(4)}
@@ -262,7 +262,8 @@ def unpacked(factors: Any, packed: Any) -> np.ndarray:
     return np.asarray(matrices.astype(jnp.float32))
 
 
-@pytest.mark.parametrize("dtype", [None, *slow(jnp.bfloat16)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
 def test_roots_are_taken_over_without_drift_correction(dtype):
     """The adopted ones at once; the state keeps its structure, as wrappers may insist on it."""
     roots = zoo.Roots(dtype=dtype)

@@ -12,6 +12,7 @@ import train_lm
 from jax.experimental.compilation_cache import compilation_cache
 
 import optax_zoo as zoo
+from helpers import slow
 from lm import data, training
 from lm.optimizers import root_status
 from lm.run_folder import RunFolder
@@ -110,6 +111,7 @@ def test_a_single_file_is_split_near_its_end(tmp_path):
     assert len(corpus.held_out) == 10
 
 
+@pytest.mark.slow
 def test_the_standard_library_is_there_without_its_tests():
     corpus = data.load_corpus()
     assert corpus.train.size > 1_000_000
@@ -125,6 +127,7 @@ def test_a_batch_depends_on_seed_and_step_alone():
     assert not np.array_equal(batch, data.random_windows(text, 4, 7, 4, 16))
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_the_metrics_say_so(whole):
     rows = whole.rows()
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
@@ -212,6 +215,7 @@ def test_an_existing_run_is_replaced_on_request_alone(text, tmp_path, capsys):
     assert (out / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_folder_with_other_files_is_left_alone(text, tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps({"mine": True}))
     assert call(text, tmp_path, "--overwrite") == 2
@@ -258,7 +262,7 @@ def needs_more(learning_rate, loss_fn):
         ("--text nowhere", ["--text nowhere", "no such file"]),
         ("--resume", ["--resume", "no run", "without"]),
         ("--resume --overwrite", ["--resume --overwrite", "choose one"]),
-        ("--learning-rate 1e30", ["--learning-rate 1e+30", "lower"]),
+        *slow(("--learning-rate 1e30", ["--learning-rate 1e+30", "lower"])),
     ],
 )
 def test_errors_take_one_line_and_name_the_remedy(more, words, text, tmp_path, monkeypatch, capsys):

@@ -211,6 +211,7 @@ def test_schedules():
         assert_type(lars(rate, weight_decay=rule.weight_decay), Transformation)
 
 
+@pytest.mark.slow
 def test_roots_and_when_they_are_renewed():
     root, quality = inverse_pth_root(PARAMS["w"] @ PARAMS["w"].T, 2, method="eigh", ridge=1e-6)
     assert_type((root, quality), tuple[jax.Array, InverseRootInfo])
@@ -234,6 +235,7 @@ def log_prob(params: Params, y: jax.Array) -> jax.Array:
     return -jnp.sum((y - params["b"]) ** 2) / 2
 
 
+@pytest.mark.slow
 def test_losses_and_estimates_stand_where_jax_has_its_own():
     penalised = gradient_penalty(flooding(loss, level=0.1), 0.1, argnums=0, form="sum")
     assert jax.eval_shape(jax.grad(penalised), PARAMS, 2.0)

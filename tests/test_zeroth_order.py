@@ -99,6 +99,7 @@ def test_the_mean_is_the_gradient_of_the_smoothed_objective(kind, baseline):
             assert_unbiased(estimates, jax.grad(wavy)(X))
 
 
+@pytest.mark.slow
 def test_the_mean_of_the_same_samples_shrinks_the_estimate():
     estimates = many("score", "mean")
     assert_unbiased(estimates, SMOOTHED_GRADIENT * (N - 1) / N)
@@ -110,6 +111,7 @@ def spread(*arguments):
     return float(jnp.var(many(*arguments), axis=0).sum())
 
 
+@pytest.mark.slow
 def test_antithetic_estimates_and_baselines_vary_less():
     assert spread("score", "leave_one_out") < spread("score") / 3
     assert spread("antithetic") < 0.8 * spread("forward")
@@ -135,15 +137,18 @@ def test_a_value_that_is_not_a_number_ranks_worst():
     assert ranks.tolist() == [0.5, -0.5, 0.0]
 
 
+@pytest.mark.slow
 def test_ranks_ignore_increasing_functions():
     values = jax.random.normal(jax.random.key(0), (9,))
     assert_close(centred_ranks(jnp.exp(values)), centred_ranks(values))
 
 
+@pytest.mark.slow
 def test_a_plateau_has_no_rank():
     assert not centred_ranks(jnp.full(6, 7.0)).any()
 
 
+@pytest.mark.slow
 def test_an_objective_outside_jax_is_not_vectorised_at_batch_size_one():
     seen = []
 
