@@ -8,22 +8,28 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
 
 # Most of the suite's time is XLA's, so it is told to hurry. JAX_DISABLE_MOST_OPTIMIZATIONS=0 runs
 # the tests on programs compiled as users have them, as `.ci/run` does for a part of them.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # XLA's older code generator, where it still has it, takes a third of the time. XLA aborts on a flag
-# that it does not know, so a process apart is asked first.
-if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and "XLA_FLAGS" not in os.environ:
+# that it does not know, so a separate process is asked first.
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1":
     _older = "--xla_cpu_use_fusion_emitters=false"
-    _options = "import jaxlib.xla_client as x; x.CompileOptions().executable_build_options"
-    _answer = subprocess.run(
-        [sys.executable, "-c", f"{_options}.debug_options"],
-        env=os.environ | {"XLA_FLAGS": _older},
-        capture_output=True,
-    )
-    os.environ["XLA_FLAGS"] = _older if _answer.returncode == 0 else ""
+    _flags = os.environ.get("XLA_FLAGS", "")
+    if _older not in _flags:
+        _flags = f"{_flags} {_older}".strip()
+        _ask = "import jaxlib.xla_client as x; x.CompileOptions().executable_build_options"
+        _answer = subprocess.run(
+            [sys.executable, "-c", f"{_ask}.debug_options"],
+            env=os.environ | {"XLA_FLAGS": _flags},
+            capture_output=True,
+            timeout=60,
+        )
+        if _answer.returncode == 0:
+            os.environ["XLA_FLAGS"] = _flags
 
 # One process compiles for all: pytest-xdist's workers and programs under test inherit this.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -63,9 +69,20 @@ def forget():
     """Gives a module's compiled programs back, about a megabyte each."""
     yield
     jax.clear_caches()
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # glibc keeps what is freed
-        libc.malloc_trim(0)
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # glibc keeps what is freed
+
+
+def pytest_addoption(parser):
+    parser.addoption("--part", metavar="I/N", help="run every N-th of the tests, from the I-th on")
+
+
+def pytest_collection_modifyitems(config, items):
+    if part := config.getoption("--part"):
+        index, count = map(int, part.split("/"))
+        chosen = {item for item in items if zlib.crc32(item.nodeid.encode()) % count == index - 1}
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = [item for item in items if item in chosen]
 
 
 def pytest_collection_finish():

@@ -317,8 +317,8 @@ def test_schedule_free_is_scored_at_its_average():
     assert score == pytest.approx(float(workload.score(averaged, workload.data())))
 
 
-@pytest.mark.slow
 # The language model is for those that go by names or shapes.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "workload"),
     [*((name, "matrix") for name in CONTENDERS)]

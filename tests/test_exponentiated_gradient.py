@@ -43,7 +43,7 @@ def gradients(dtype, seed=1, size=2000):
     [
         ("bfloat16", "bfloat16"),
         ("float16", "float32"),
-        *slow(*((d, d) for d in ("float32", "float16"))),
+        *slow(("float32", "float32"), ("float16", "float16")),
         *slow(("float32", "bfloat16"), ("float32", "float16")),
     ],
 )

@@ -585,8 +585,7 @@ def test_the_optimizer_of_nnx():
     assert set(found["layers/0/kernel"]) == QUANTITIES
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["lamb", "amos", "lion", "adabound", "adaxw", "egdd"])
+@pytest.mark.parametrize("name", ["lamb", *slow("amos", "lion", "adabound", "adaxw", "egdd")])
 def test_others_in_the_optimizer_of_nnx(name):
     model = nnx.Sequential(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
     params = nnx.state(model, nnx.Param)

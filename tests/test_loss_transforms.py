@@ -361,7 +361,6 @@ def test_the_derivative_by_the_strength_is_the_penalty(epsilon):
     np.testing.assert_allclose(jax.grad(value)(0.1), 1 + 64, rtol=1e-6)  # |(1, 8)|²
 
 
-@pytest.mark.slow
 def test_a_module_that_would_be_copied_is_refused():
     module = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
     penalised = zoo.gradient_penalty(lambda m, x: m(x).sum(), 0.1)

@@ -436,7 +436,6 @@ def test_callbacks_of_all_devices_at_once_do_not_wait_for_each_other():
     subprocess.run([sys.executable, "-c", WITH_LARGE_BLOCKS], check=True, timeout=300)
 
 
-@pytest.mark.slow
 def test_shapes_on_an_abstract_mesh_in_the_context_of_another():
     of = placed((8,), "Auto")
     was = optimizer(mesh=jax.sharding.AbstractMesh((4,), ("data",)), roots=QUICK)

@@ -117,6 +117,5 @@ def test_the_suites_hold_a_case_for_each_optimizer():
         assert len(cases) >= 2 * len(OPTIMIZERS)
 
 
-@pytest.mark.slow
 def test_the_suites_ask_for_the_optimizers_here():
     assert _Lookup(optax.contrib).lamb is zoo.lamb

@@ -201,7 +201,7 @@ def test_scan_with_host_roots_is_scan_inline(method):
 
 @methods
 def test_new_arrays_at_every_phase_change_nothing(method):
-    """From step 20 on, after each step, for one interval; the host has forgotten everything."""
+    """As below, without files."""
     first, last = 2 * EVERY, 3 * EVERY + 1
     found, carry = digests(method, last=first)
     for t in range(first, last):
