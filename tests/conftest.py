@@ -3,7 +3,9 @@
 import atexit
 import ctypes
 import gc
+import mmap
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -68,6 +70,21 @@ def x64():
 def forget():
     """Gives a module's compiled programs back, about a megabyte each."""
     yield
+    _give_back()
+
+
+@pytest.fixture(autouse=True)
+def forget_many():
+    """The same within a module that takes more than a gigabyte, where the system says so."""
+    yield
+    if _STATM.exists() and int(_STATM.read_text().split()[1]) * mmap.PAGESIZE > 1.1e9:
+        _give_back()
+
+
+_STATM = pathlib.Path("/proc/self/statm")
+
+
+def _give_back():
     jax.clear_caches()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)  # glibc keeps what is freed
@@ -86,9 +103,10 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish():
-    """What is imported stays: the collector need not look at it again and again."""
+    """What is imported stays: the collector need not look at it again and again, nor so often."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 50, 50)
 
 
 @pytest.hookimpl(optionalhook=True)
