@@ -77,7 +77,7 @@ def forget():
 def forget_many():
     """The same within a module that takes more than a gigabyte, where the system says so."""
     yield
-    if _STATM.exists() and int(_STATM.read_text().split()[1]) * mmap.PAGESIZE > 1.1e9:
+    if _STATM.exists() and int(_STATM.read_text().split()[1]) * mmap.PAGESIZE > 1.2e9:
         _give_back()
 
 

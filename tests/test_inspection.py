@@ -464,6 +464,7 @@ def test_under_inject_hyperparams():
     assert set(zoo.inspect(state, PARAMS)) == NAMES
 
 
+@pytest.mark.slow
 def test_the_state_of_a_compiled_step():
     tx = optimizer()
     state = update(tx)(PARAMS, tx.init(PARAMS))

@@ -166,6 +166,7 @@ def to_nan(x: Any) -> Any:
     return np.full_like(x, np.nan) if np.issubdtype(x.dtype, np.floating) else x
 
 
+@pytest.mark.slow
 def test_roots_that_are_not_numbers_are_not_adopted(monkeypatch):
     tx = optimizer()
     with monkeypatch.context() as patch:
@@ -194,7 +195,6 @@ def spoil(value: float, *leaves: str):
         [("host", v, s) for v in (math.nan, math.inf, -math.inf, 1e30) for s in (1, 100)]
         + [("device", math.nan, 1)],
         ("host", math.nan, 1),
-        ("host", 1e30, 100),
     ),
 )
 def test_a_bad_gradient_in_one_leaf_is_survived_and_counted(on, value, steps):
