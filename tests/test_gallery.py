@@ -34,6 +34,7 @@ def test_a_landscape_is_least_where_it_says(landscape):
     assert landscape.height(np.array(landscape.start)) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FACTORIES)
 def test_every_optimizer_walks(name):
     path = partial(walk, FACTORIES[name], RAVINE.height, steps=3)

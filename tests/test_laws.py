@@ -537,6 +537,7 @@ def train_plain(tx: optax.GradientTransformation) -> Any:
     return params
 
 
+@compiled()
 def test_nnx_optimizer_steps(tx):
     assert_close(train_nnx(tx), train_plain(tx))
 
