@@ -43,8 +43,7 @@ def gradients(dtype, seed=1, size=2000):
     [
         ("bfloat16", "bfloat16"),
         ("float16", "float32"),
-        *slow(("float32", "float32"), ("float16", "float16")),
-        *slow(("float32", "bfloat16"), ("float32", "float16")),
+        *slow(*(("float32", dtype) for dtype in DTYPES), ("float16", "float16")),
     ],
 )
 def test_rounding_keeps_positive_numbers_positive_and_zeros_zero(dtype, grads_dtype, domain):
