@@ -1,6 +1,6 @@
 """A learning rate that is off by 10 and 100 times, with and without exponentiated gains.
 
-    python examples/step_size.py                    # half a minute on one core
+    python examples/step_size.py                    # a minute on one core
     python examples/step_size.py --steps 100 --seeds 1 --out runs/quick.png
 
 Trains a small network on scikit-learn's handwritten digits and draws the held-out error over the
